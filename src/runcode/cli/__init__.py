@@ -1,0 +1,1 @@
+"""The `runcode` command: a tiny entry, a lazy table of commands, one error boundary."""

@@ -1,0 +1,1 @@
+"""One person's machine: settings, paths, private files, API, sessions, attachments, ssh, transfers. Standard library only."""

@@ -1,0 +1,120 @@
+"""The port between the control plane and whatever runs workspaces.
+
+Owns: the contract. Called by the control plane's reconciler only, never inside a
+database transaction. A runtime never decides who may use a workspace, and never
+touches the store.
+
+The contract, by state (an implementation is checked by `tests/contract`):
+
+    create    storage exists afterwards; existing storage is left as it is
+    start     yields a Checkpoint after each step that leaves something behind;
+              when it ends, the box answers on the endpoint that `inspect` reports
+    stop      no process of the box is left afterwards; storage stays
+    destroy   nothing of the workspace is left afterwards, storage included
+    inspect   the truth about the box now, not what was asked for
+
+Each is idempotent, and each may be called after a crash at any point of any
+other. Failures are RunCodeError with a message that a person can act on.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class WorkspaceSpec:
+    """All that a runtime may know of a workspace. It never learns of users, tokens or sessions.
+
+    `workspace_id` is immutable and never reused. `principal` is the one name that
+    the box's sshd accepts in a certificate. `workspace_ca` is the public key
+    (`algorithm base64`) of the CA whose user certificates it trusts. `host_key`
+    is the private host key of its sshd, in OpenSSH's PEM form; the control plane
+    pins the public half.
+    """
+
+    workspace_id: int
+    title: str
+    principal: str
+    workspace_ca: str
+    host_key: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class UnixEndpoint:
+    """sshd answers on a unix socket of this machine, made by the host, never by the box."""
+
+    socket_path: str
+
+
+@dataclass(frozen=True)
+class TcpEndpoint:
+    """sshd answers on a TCP address."""
+
+    host: str
+    port: int
+
+
+Endpoint = UnixEndpoint | TcpEndpoint
+
+
+class ObservedState(enum.Enum):
+    """What `inspect` can find."""
+
+    ABSENT = "absent"
+    STOPPED = "stopped"
+    RUNNING = "running"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """`endpoint` is set exactly when the state is RUNNING; `reason` is for a person."""
+
+    state: ObservedState
+    endpoint: Endpoint | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A step of `start` that left something behind. `record` is JSON-able and kept for a later clean-up."""
+
+    step: str
+    record: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a box of this runtime offers; shown to people, never used to decide access."""
+
+    sudo: bool
+    outbound_network: bool
+    limits: bool
+
+
+class Runtime(Protocol):
+    """See the module docstring for the contract of each method."""
+
+    name: str
+    capabilities: Capabilities
+
+    def find_obstacle(self) -> str | None:
+        """One line that names why this machine cannot run it, and the fix; None when it can."""
+        ...
+
+    async def create(self, spec: WorkspaceSpec) -> None: ...
+
+    def start(self, spec: WorkspaceSpec) -> AsyncIterator[Checkpoint]: ...
+
+    async def stop(self, workspace_id: int) -> None: ...
+
+    async def destroy(self, workspace_id: int) -> None: ...
+
+    async def inspect(self, workspace_id: int) -> Observation: ...
+
+    async def close(self) -> None:
+        """Release what this process holds (tasks, descriptors). Boxes go on running."""
+        ...

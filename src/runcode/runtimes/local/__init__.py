@@ -1,0 +1,1 @@
+"""Workspaces on this machine: a real sshd inside bubblewrap, one keeper process each."""

@@ -1,0 +1,1 @@
+"""The operator's CLI, and the only composition root: wires control plane, gateway and runtimes."""
