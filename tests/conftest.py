@@ -1,4 +1,4 @@
-"""Fixtures for every test: nobody's real home, environment or agent session leaks in."""
+"""What every test stands on: nobody's real home, environment or agent session, and no silent skips."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 _KEPT = ("PATH", "LANG", "LC_ALL", "TERM", "TZ", "CI", "TMPDIR", "PYTHONDONTWRITEBYTECODE")
+_NOT_RUN = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(autouse=True)
@@ -19,3 +20,25 @@ def isolated_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(home))
     return home
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What this user cannot run is taken out here, and listed by name at the end: never a silent skip."""
+    if os.geteuid() == 0:
+        config.stash[_NOT_RUN] = []
+        return
+    left_out = [item for item in items if item.get_closest_marker("root_only")]
+    items[:] = [item for item in items if item not in left_out]
+    config.stash[_NOT_RUN] = [item.nodeid for item in left_out]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    not_run = [(node, "needs root") for node in config.stash.get(_NOT_RUN, [])]
+    for report in terminalreporter.stats.get("skipped", []):
+        not_run.append((report.nodeid, str(report.longrepr[-1]) if report.longrepr else "skipped"))
+    if not_run:
+        terminalreporter.section("NOT RUN")
+        for node, reason in not_run:
+            terminalreporter.line(f"NOT RUN {node} ({reason})")

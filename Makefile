@@ -1,0 +1,51 @@
+# One entry point for people and CI. `make help` lists the targets.
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.SUFFIXES:
+
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.setup-done
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(STAMP) ## Install everything this project needs into .venv (and system packages, where it may)
+
+# The stamp names the folder: a venv that was moved or copied is made anew.
+$(STAMP): pyproject.toml constraints.txt packaging/bin/runcode scripts/setup.sh
+	@sh scripts/setup.sh $(VENV)
+	@pwd > $(STAMP)
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+
+.PHONY: demo
+demo: setup ## Watch an agent-like session work on a remote workspace, all on this machine
+	@$(PY) scripts/demo.py
+
+.PHONY: test
+test: setup ## Run the whole test suite, on real parts
+	@$(PY) -m pytest $(PYTEST_ARGS)
+
+.PHONY: check
+check: setup ## Lint, format check, strict types, import directions
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
+
+.PHONY: fmt
+fmt: setup ## Format the code
+	@$(VENV)/bin/ruff check --fix .
+	@$(VENV)/bin/ruff format .
+
+.PHONY: bench
+bench: setup ## Measure against bare ssh and a direct sshd: medians of interleaved runs, as ratios
+	@$(PY) benchmarks/bench.py
+
+.PHONY: clean
+clean: ## Remove what setup, demo and tests made (not the downloads that are shared)
+	@rm -rf $(VENV) .demo .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build

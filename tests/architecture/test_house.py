@@ -1,0 +1,94 @@
+"""The house's own rules: import directions, a client without dependencies, docs and targets in step."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_imports_point_downwards() -> None:
+    run = subprocess.run(
+        [str(Path(sys.executable).with_name("lint-imports"))], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout
+
+
+def test_the_client_has_no_dependency() -> None:
+    assert PROJECT["project"]["dependencies"] == []
+
+
+@pytest.mark.parametrize("room", ["core", "client", "cli", "agents"])
+def test_the_client_half_imports_only_the_standard_library(room: str) -> None:
+    """Top level or inside functions: a third-party name would break `python -I -S`."""
+    allowed = set(sys.stdlib_module_names) | {"runcode"}
+    for file in (ROOT / "src" / "runcode" / room).rglob("*.py"):
+        for name in re.findall(r"^\s*(?:from|import)\s+([A-Za-z_][A-Za-z0-9_]*)", file.read_text(), re.M):
+            assert name in allowed, f"{file}: imports {name}"
+
+
+def test_core_does_no_io() -> None:
+    """Core is pure: no module that opens files or sockets, reads a clock or the environment."""
+    banned = {
+        "os",
+        "socket",
+        "subprocess",
+        "time",
+        "pathlib",
+        "io",
+        "shutil",
+        "tempfile",
+        "threading",
+        "asyncio",
+        "random",
+    }
+    for file in (ROOT / "src" / "runcode" / "core").rglob("*.py"):
+        names = re.findall(r"^\s*(?:from|import)\s+([A-Za-z_][A-Za-z0-9_]*)", file.read_text(), re.M)
+        assert not banned & set(names), f"{file}: imports {banned & set(names)}"
+        assert not re.search(r"\bopen\(|\.now\(|\.utcnow\(", file.read_text()), f"{file}: I/O or a clock"
+
+
+def test_make_has_its_targets_and_help_lists_them() -> None:
+    listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in ("setup", "demo", "test", "check", "bench", "fmt", "help"):
+        assert re.search(rf"^  {target} ", listed, re.M), target
+
+
+def test_the_readme_names_only_targets_that_exist() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    named = re.findall(r"`make ([a-z-]+)`", (ROOT / "README.md").read_text())
+    assert {"demo", "test"} <= set(named)
+    for target in named:
+        assert re.search(rf"^{target}:", makefile, re.M), target
+
+
+def test_ci_runs_the_readmes_test_command() -> None:
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_every_module_says_what_it_owns() -> None:
+    for file in (ROOT / "src" / "runcode").rglob("*.py"):
+        if "migrations/versions" in str(file):
+            continue
+        assert file.read_text().lstrip().startswith(('"""', 'r"""')), f"{file} has no module docstring"
+
+
+def test_nothing_of_one_machine_is_in_the_tree() -> None:
+    """No absolute path of a checkout, and no address of a package index."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    for name in filter(None, tracked):
+        file = ROOT / name
+        if file.is_symlink() or not file.is_file():
+            continue
+        text = file.read_text(errors="replace")
+        assert str(ROOT) not in text or str(ROOT) in ("/", "/src"), name
+        assert "index-url" not in text or name.startswith("tests/architecture"), name
