@@ -21,7 +21,8 @@ from pathlib import Path
 import demo_project
 from demo_project import REPOSITORY, Counts, read_report
 
-DEMO = REPOSITORY / ".demo"
+# Where everything of the demo stands; tests give it a folder of their own.
+DEMO = Path(os.environ.get("RUNCODE_DEMO_FOLDER") or REPOSITORY / ".demo")
 BIN = REPOSITORY / ".venv" / "bin"
 RUNTIME = os.environ.get("RUNTIME", "local")
 TITLE = "demo-box"

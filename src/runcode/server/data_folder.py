@@ -1,0 +1,231 @@
+"""The server's data folder: its layout, its lock, and a first start that is whole or leaves nothing.
+
+Owns: which file stands where. Called by `up` (which holds the lock) and by the
+operator's other verbs (which do not: the database is safe to share).
+
+Guarantee: a first start is prepared in a staging folder inside and moved into
+place piece by piece, the marker last. Without the marker, the next start sees a
+first start again and clears what was left; with it, everything is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from runcode.core.errors import RunCodeError
+
+FORMAT = 1
+# A first start writes under 1 MB; SQLite's WAL and the boxes' folders need room right after.
+FIRST_START_MIN_FREE_BYTES = int(os.environ.get("RUNCODE_SERVER_MIN_FREE_BYTES", 16 * 1024 * 1024))
+_STAGING_PREFIX = ".first-start-"
+
+
+class DataFolder:
+    """Paths inside one data folder. Nothing is touched until a method says so."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(os.path.abspath(path))
+        self.marker = self.path / "server.json"
+        self.lock_file = self.path / "server.lock"
+        self.database = self.path / "runcode.db"
+        self.keys = self.path / "keys"
+        self.runtimes = self.path / "runtimes"
+
+    @property
+    def gateway_host_key(self) -> Path:
+        return self.keys / "gateway_host_ed25519"
+
+    @property
+    def initialised(self) -> bool:
+        return self.marker.is_file()
+
+    def require_initialised(self) -> None:
+        """For verbs that need a server's data. Raises `not_found`, or `io_error` for a newer format."""
+        if not self.initialised:
+            raise RunCodeError(
+                "not_found",
+                f"{self.path} is not a RunCode data folder",
+                resolution=f"start the server once: `runcode-server up --data-dir {self.path}`",
+            )
+        self._check_format()
+
+    def _check_format(self) -> None:
+        try:
+            found = json.loads(self.marker.read_text())["format"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunCodeError(
+                "io_error", f"{self.marker} is damaged", resolution="restore the data folder from a backup"
+            ) from error
+        if found != FORMAT:
+            raise RunCodeError(
+                "io_error",
+                f"{self.path} was written by another version of RunCode (format {found}, this one knows {FORMAT})",
+                resolution="run the version that wrote it, or a newer one",
+            )
+
+    # ---------------------------------------------------------------- the lock
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one server. Raises `busy` when another one does, `io_error` when it cannot be used.
+
+        A folder that this call made is removed again when the body fails before
+        anything else stands in it.
+        """
+        made = not self.path.exists()
+        with translated_os_errors(self.path):
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            descriptor = os.open(self.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+                made = False
+                raise RunCodeError(
+                    "busy",
+                    f"{self.path} is in use by the server with process id {holder or 'unknown'}",
+                    resolution="stop that server first, or choose another --data-dir",
+                ) from error
+            with translated_os_errors(self.path):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            yield
+        except BaseException:
+            if made and not self.initialised:
+                self.lock_file.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self.path.rmdir()
+            raise
+        finally:
+            os.close(descriptor)
+
+    def find_server_pid(self) -> int | None:
+        """The process id of the server that holds the folder now, or None."""
+        try:
+            descriptor = os.open(self.lock_file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            text = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+            return int(text) if text.isdigit() else None
+        finally:
+            os.close(descriptor)
+        return None
+
+    # ---------------------------------------------------------------- the first start
+    @contextlib.contextmanager
+    def first_start(self) -> Iterator[DataFolder]:
+        """Yields a staging DataFolder to fill; on success its pieces become this one's, the marker last.
+
+        Call with the lock held. On any failure the staging folder is removed and
+        nothing of it stands in the data folder.
+        """
+        with translated_os_errors(self.path):
+            self._clear_leftovers()
+            free = os.statvfs(self.path)
+            if free.f_bavail * free.f_frsize < FIRST_START_MIN_FREE_BYTES:
+                raise RunCodeError(
+                    "io_error",
+                    f"the disk that holds {self.path} is full",
+                    resolution=f"free at least {FIRST_START_MIN_FREE_BYTES // 2**20} MB there, then start again",
+                )
+            staging = DataFolder(self.path / f"{_STAGING_PREFIX}{secrets.token_hex(4)}")
+            try:
+                staging.path.mkdir(mode=0o700)
+                staging.keys.mkdir(mode=0o700)
+                staging.runtimes.mkdir(mode=0o700)
+                yield staging
+                write_private_file(staging.marker, json.dumps({"format": FORMAT}) + "\n")
+                pieces = sorted(staging.path.iterdir(), key=lambda piece: piece == staging.marker)
+                for piece in pieces:
+                    os.rename(piece, self.path / piece.name)
+                fsync_folder(self.path)
+            except BaseException:
+                if not self.initialised:
+                    self._clear_leftovers()
+                raise
+            staging.path.rmdir()
+
+    def _clear_leftovers(self) -> None:
+        """Make way for a first start. Raises rather than touch anything that one of ours did not leave.
+
+        A first start keeps its staging folder until the marker stands, so only
+        beside one of those may a database or keys be half a first start.
+        """
+        entries = {entry.name for entry in self.path.iterdir()} - {"server.lock", "lost+found"}
+        interrupted = any(name.startswith(_STAGING_PREFIX) for name in entries)
+        ours = {name for name in entries if name.startswith(_STAGING_PREFIX)}
+        if interrupted:
+            ours |= entries & {"runcode.db", "runcode.db-wal", "runcode.db-shm", "keys", "runtimes"}
+        if "runcode.db" in entries - ours:
+            raise RunCodeError(
+                "io_error",
+                f"{self.path} holds a database, but {self.marker.name} is missing",
+                resolution="restore the whole folder from a backup, or name another one with --data-dir",
+            )
+        if entries - ours:
+            raise RunCodeError(
+                "io_error",
+                f"{self.path} holds other files ({min(entries - ours)}), so it cannot become a data folder",
+                resolution="name an empty or a new folder with --data-dir",
+            )
+        # The staging folders last: while one stands, another try may clear the rest.
+        for name in sorted(ours, key=lambda name: name.startswith(_STAGING_PREFIX)):
+            entry = self.path / name
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+
+
+@contextlib.contextmanager
+def translated_os_errors(path: Path) -> Iterator[None]:
+    """OSError → RunCodeError with the fix a person can apply; RunCodeError passes."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message, fix = f"the disk that holds {path} is full", "free space there, then start again"
+        elif error.errno == errno.EROFS:
+            message, fix = f"{path} is on a read-only file system", "name a writable folder with --data-dir"
+        elif error.errno in (errno.EACCES, errno.EPERM):
+            message, fix = f"{path} is not writable for this user", "name a folder of your own with --data-dir"
+        elif error.errno in (errno.ENOTDIR, errno.EEXIST):
+            message, fix = f"{path} is not a folder", "name a folder with --data-dir"
+        else:
+            message, fix = f"{path} cannot be used: {error.strerror}", "check the folder, then start again"
+        raise RunCodeError("io_error", message, resolution=fix) from error
+
+
+def write_private_file(path: Path, text: str) -> None:
+    """Write a 0600 file atomically: under its name stands the old content or the whole new one."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def fsync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
