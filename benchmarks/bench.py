@@ -1,0 +1,156 @@
+"""`make bench`: medians of interleaved runs, as ratios against the plain tool in the same run.
+
+Prints one table with targets; `--json` for programs. Uses the real service, a
+real box and the real ssh, on loopback. Absolute times depend on the machine; the
+ratios are what is compared from run to run (docs/benchmarks.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
+
+from support.service import RUNCODE, Laptop, Service, running_service  # noqa: E402
+
+TITLE = "bench-box"
+
+
+class Row:
+    """One measured ratio: ours over the reference, both medians in milliseconds."""
+
+    def __init__(self, name: str, ours_ms: float, reference_ms: float, target: float | None) -> None:
+        self.name, self.ours_ms, self.reference_ms, self.target = name, ours_ms, reference_ms, target
+        self.ratio = ours_ms / reference_ms
+
+
+def timed(command: list[str], *, environment: dict[str, str], folder: Path, stdin: bytes | None = None) -> float:
+    """Wall milliseconds of one run, which must succeed."""
+    began = time.perf_counter()
+    done = subprocess.run(
+        command,
+        input=stdin,
+        stdin=None if stdin is not None else subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment,
+        cwd=folder,
+        check=False,
+    )
+    elapsed = (time.perf_counter() - began) * 1000
+    if done.returncode != 0:
+        raise SystemExit(f"bench: {command} exited {done.returncode}: {done.stderr.decode()}")
+    return elapsed
+
+
+def interleaved(runs: int, ours: Callable[[], float], reference: Callable[[], float]) -> tuple[float, float]:
+    """Medians of both, run in turn, so that the machine's moods hit both alike. One warm-up each."""
+    ours(), reference()
+    pairs = [(ours(), reference()) for _ in range(runs)]
+    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
+
+
+def measure(service: Service, laptop: Laptop, runs: int) -> list[Row]:
+    laptop.login(service)
+    laptop.runcode("connect", TITLE, "--start", "--wait")
+    bundle = laptop.json("connect", TITLE)
+    config, alias = str(bundle["config"]), str(bundle["alias"])
+    row = next(row for row in service.operator_json("workspace", "list") if row["title"] == TITLE)
+
+    def run(*command: str, stdin: bytes | None = None) -> float:
+        return timed(list(command), environment=laptop.environment, folder=laptop.project, stdin=stdin)
+
+    def python() -> float:
+        return run(str(Path(RUNCODE).with_name("python3")), "-I", "-S", "-c", "pass")
+
+    ssh = ["ssh", "-F", config]
+    cold = [*ssh, "-S", "none", alias, "true"]
+    direct = direct_ssh(service, row, laptop.home)
+    rows = []
+
+    def add(name: str, target: float | None, count: int, ours: Callable[[], float], ref: Callable[[], float]) -> None:
+        print(f"bench: {name} …", file=sys.stderr, flush=True)
+        rows.append(Row(name, *interleaved(count, ours, ref), target))
+
+    add("--version / python -I -S -c pass", 1.5, runs, lambda: run(RUNCODE, "--version"), python)
+    exec_true = (RUNCODE, "exec", "--", "true")
+    add("exec -- true / ssh true, live master", 1.75, runs, lambda: run(*exec_true), lambda: run(*ssh, alias, "true"))
+    add("connect, cached / python -I -S -c pass", 4, runs, lambda: run(RUNCODE, "connect", TITLE), python)
+    add("cold ssh via gateway / direct sshd", 1.15, runs, lambda: run(*cold), lambda: run(*direct, "true"))
+    payload = os.urandom(64 << 20)
+    sink = "cat >/dev/null"
+    heavy = max(3, runs // 6)
+    cold_up = (*ssh, "-S", "none", alias, sink)
+    add(
+        "upload 64 MB via gateway / direct",
+        1 / 0.85,
+        heavy,
+        lambda: run(*cold_up, stdin=payload),
+        lambda: run(*direct, sink, stdin=payload),
+    )
+    source = "head -c 67108864 /dev/zero"
+    cold_down = (*ssh, "-S", "none", alias, source)
+    add("download 64 MB via gateway / direct", 1 / 0.85, heavy, lambda: run(*cold_down), lambda: run(*direct, source))
+    return rows
+
+
+def direct_ssh(service: Service, row: dict[str, object], folder: Path) -> list[str]:
+    """An ssh command to the box's own sshd past the gateway, with a certificate of its CA."""
+    key = folder / "direct"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
+    sign = ["ssh-keygen", "-q", "-s", str(service.data_dir / "keys" / "workspace_ca"), "-I", "bench"]
+    subprocess.run([*sign, "-n", f"workspace-{row['id']}", "-V", "-1m:+1h", f"{key}.pub"], check=True)
+    pump = ROOT / "tests" / "support" / "socket_listener.py"
+    port_file = folder / "direct.port"
+    PUMPS.append(
+        subprocess.Popen([sys.executable, str(pump), str(row["endpoint"]), str(port_file)], stdin=subprocess.DEVNULL)
+    )
+    while not port_file.exists() or not port_file.read_text():
+        time.sleep(0.01)
+    options = ["-i", str(key), "-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=no", "-o", "BatchMode=yes"]
+    options += ["-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-p", port_file.read_text()]
+    options += ["-o", "KexAlgorithms=curve25519-sha256", "-o", "Ciphers=aes128-gcm@openssh.com"]
+    return ["ssh", "-F", "/dev/null", *options, "ubuntu@127.0.0.1"]
+
+
+PUMPS: list[subprocess.Popen[bytes]] = []
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder, running_service(Path(folder) / "service") as service:
+        service.operator("workspace", "create", TITLE)
+        try:
+            rows = measure(service, Laptop(Path(folder) / "laptop"), options.runs)
+        finally:
+            for pump in PUMPS:
+                pump.kill()
+                pump.wait()
+    if options.json:
+        print(json.dumps([vars(row) for row in rows], indent=1))
+        return 0
+    print(f"\n{os.cpu_count()} cores, load {load:.2f} at the start, {options.runs} interleaved runs\n")
+    print(f"| {'':42} | ours ms | ref. ms | ratio | target |")
+    print(f"|{'-' * 44}|--------:|--------:|------:|-------:|")
+    for row in rows:
+        target = "–" if row.target is None else f"≤ {row.target:.2f}"
+        print(f"| {row.name:42} | {row.ours_ms:7.1f} | {row.reference_ms:7.1f} | {row.ratio:5.2f} | {target:6} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

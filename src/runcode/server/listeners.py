@@ -1,0 +1,82 @@
+"""Addresses that the operator names, and the sockets bound to them before anything else is done.
+
+Owns: parsing `HOST:PORT`, binding, and the words for a port that is taken. Bound
+first of all, so that a port in use leaves nothing half-made behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from runcode.core import names
+from runcode.core.errors import RunCodeError
+from runcode.core.values import Value
+
+# Connections that wait for accept(): a team's agents reconnect all at once after a restart.
+BACKLOG = 1024
+
+
+class Address(Value):
+    """A host as the operator wrote it and a port; 0 lets the system choose one."""
+
+    host: str
+    port: int
+
+    @property
+    def text(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(text: str, option: str) -> Address:
+    """`HOST:PORT` or `[IPV6]:PORT` → Address. Raises `usage`, naming the option."""
+    host, colon, port_text = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    bare = host[1:-1] if bracketed else host
+    try:
+        # To listen on, "every address" is fine; `names` refuses it as one to connect to.
+        if bare not in ("0.0.0.0", "::"):  # noqa: S104
+            bare = names.parse_host(bare)
+        port = int(port_text) if port_text.isascii() and port_text.isdigit() else -1
+        if not colon or not 0 <= port <= 65535 or (":" in bare) != bracketed:
+            raise ValueError
+    except (ValueError, RunCodeError) as error:
+        raise RunCodeError(
+            "usage",
+            f"{option} {text!r} is not an address",
+            resolution=f"write {option} HOST:PORT, for example {option} 127.0.0.1:8022 (port 0: any free one)",
+        ) from error
+    return Address(host=bare, port=port)
+
+
+def bind(address: Address, option: str) -> socket.socket:
+    """A listening, non-blocking TCP socket. Raises `io_error` that names the address and the option."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    try:
+        resolved = socket.getaddrinfo(address.host, address.port, family, socket.SOCK_STREAM)[0][4]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise RunCodeError(
+            "io_error",
+            f"cannot listen on {address.text}: {error.strerror}",
+            resolution=f"name an address of this machine with {option}",
+        ) from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(resolved)
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        reason, fix = str(error.strerror), f"name an address of this machine with {option}"
+        if error.errno == errno.EADDRINUSE:
+            reason, fix = "the port is in use", f"choose another port with {option}, or stop what listens there"
+        elif error.errno == errno.EACCES:
+            reason, fix = "ports under 1024 need root", f"choose a port over 1023 with {option}"
+        raise RunCodeError("io_error", f"cannot listen on {address.text}: {reason}", resolution=fix) from error
+    return listener
+
+
+def bound_address(listener: socket.socket, asked: Address) -> Address:
+    """What a listener is really bound to, under the host that the operator wrote."""
+    return Address(host=asked.host, port=listener.getsockname()[1])
