@@ -1,0 +1,102 @@
+"""What the server tells a keeper, and what a keeper tells about itself: two small private files.
+
+Owns: `BoxPlan` (plan.json, written by the server before it spawns a keeper) and
+`KeeperState` (run/keeper.json, written by the keeper). Both stand in folders that
+no box can reach. Paths are relative to the workspace's folder, so that a data
+folder may move while boxes run. Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+
+PLAN_FILE = "plan.json"
+LOCK_FILE = "keeper.lock"
+LOG_FILE = "keeper.log"
+RUN_FOLDER = "run"
+SOCKET_FILE = "run/ssh.sock"
+STATE_FILE = "run/keeper.json"
+FAILURE_FILE = "run/failure"
+STAGE_FOLDER = "run/stage"
+HOME_FOLDER = "storage/home"
+
+
+@dataclass(frozen=True)
+class BoxPlan:
+    """One start of one box. `host_uid` is None for an ordinary user's box, which runs as that user."""
+
+    title: str
+    host_uid: int | None
+    etc_folder: str
+    box_folder: str
+    bwrap: str
+    command: tuple[str, ...]
+    disable_userns: bool
+    start_timeout_s: float = 15.0
+
+
+@dataclass(frozen=True)
+class KeeperState:
+    """A keeper's own words. Believed only while the process `pid` holds the lock."""
+
+    pid: int
+    started_ticks: int
+    serving: bool
+    pid_namespace: int | None = None
+
+
+def write_private_json(path: str, record: BoxPlan | KeeperState) -> None:
+    """Atomic and 0600; the folder is ours."""
+    new = f"{path}.{os.getpid()}.new"
+    try:
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(asdict(record), file)
+        os.replace(new, path)
+    except OSError:
+        try:
+            os.unlink(new)
+        except OSError:
+            pass
+        raise
+
+
+def load_plan(path: str) -> BoxPlan:
+    """Raises OSError or ValueError when there is no plan, or half of one."""
+    with open(path, encoding="utf-8") as file:
+        raw = json.load(file)
+    try:
+        return BoxPlan(**{**raw, "command": tuple(raw["command"])})
+    except (TypeError, KeyError) as error:
+        raise ValueError("the plan has an unknown shape") from error
+
+
+def find_keeper_state(path: str) -> KeeperState | None:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return KeeperState(**json.load(file))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_failure(reason: str) -> None:
+    """In the workspace's folder: why the box that was asked for did not come up."""
+    try:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(FAILURE_FILE, flags, 0o600), "w", encoding="utf-8") as file:
+            file.write(reason[:2000])
+    except OSError:
+        pass
+
+
+def read_started_ticks(pid: int) -> int | None:
+    """When the process started, in clock ticks since boot; None when it is gone. (proc(5): stat, field 22)"""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            raw = file.read()
+    except OSError:
+        return None
+    # The name in parentheses may itself hold blanks and parentheses.
+    return int(raw.rpartition(b")")[2].split()[19])
