@@ -1,0 +1,173 @@
+"""The change feed: what may have taken access away, in order, for whoever holds connections.
+
+Owns: the kinds of change, how a rule appends one, and how a consumer follows
+them. Appended by `services` in the transaction that makes the change, so that
+neither can exist without the other. Followed by gateways (withdrawals only) and
+by the reconciler (everything).
+
+Guarantee: a consumer sees each committed change at most about `poll_s` after the
+commit, whichever process made it, and at once when it was this one. A batch
+comes at least every 500 ms, and only after the database has really been read: a
+consumer that hears nothing for longer may conclude that it can no longer know.
+The first batch, and one after trouble, says `everything`: look at all you hold.
+
+Source: sqlite.org/pragma.html#pragma_data_version. Ids grow in commit order,
+since SQLite has one writer; Postgres must take a lock before it appends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import datetime
+import logging
+from collections.abc import AsyncIterator, Collection
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import delete, func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from runcode.controlplane.store.engine import CommitProbe, Store, mark_changed
+from runcode.controlplane.store.models import ChangeRow
+from runcode.core.errors import RunCodeError
+
+_log = logging.getLogger(__name__)
+
+SESSION_REVOKED: Final = "session_revoked"
+TOKEN_REVOKED: Final = "token_revoked"
+USER_DISABLED: Final = "user_disabled"
+UNSHARED: Final = "unshared"
+STOP_REQUESTED: Final = "stop_requested"
+DELETE_REQUESTED: Final = "delete_requested"
+WORKSPACE_DOWN: Final = "workspace_down"
+CREATED: Final = "created"
+START_REQUESTED: Final = "start_requested"
+SHARED: Final = "shared"
+
+# What takes access away; the others only give it, or wake the reconciler.
+WITHDRAWALS: Final = frozenset(
+    (SESSION_REVOKED, TOKEN_REVOKED, USER_DISABLED, UNSHARED, STOP_REQUESTED, DELETE_REQUESTED, WORKSPACE_DOWN)
+)
+KEPT_FOR: Final = datetime.timedelta(days=1)
+
+_POLL_S = 0.2
+# A batch at the latest this long after the last one, plus one poll: under 500 ms.
+_BEAT_S = 0.25
+_BATCH_MAX = 5000
+
+
+@dataclass(frozen=True)
+class ChangeBatch:
+    """Whom to look at again. An empty one is a heartbeat; `everything` asks for a look at all connections."""
+
+    cursor: int
+    workspace_ids: frozenset[int] = frozenset()
+    session_ids: frozenset[int] = frozenset()
+    user_ids: frozenset[int] = frozenset()
+    everything: bool = False
+
+    @property
+    def empty(self) -> bool:
+        return not (self.everything or self.workspace_ids or self.session_ids or self.user_ids)
+
+
+def append_change(
+    session: AsyncSession,
+    kind: str,
+    at: datetime.datetime,
+    *,
+    workspace_id: int | None = None,
+    session_id: int | None = None,
+    user_id: int | None = None,
+) -> None:
+    """Add one row to the caller's transaction; followers hear of it when that commits."""
+    session.add(ChangeRow(kind=kind, at=at, workspace_id=workspace_id, session_id=session_id, user_id=user_id))
+    mark_changed(session)
+
+
+async def prune_changes(store: Store, now: datetime.datetime) -> None:
+    """Forget what is older than a day; a follower that far behind is told `everything`."""
+    async with store.write() as session:
+        newest = select(func.max(ChangeRow.id)).scalar_subquery()
+        await session.execute(delete(ChangeRow).where(ChangeRow.at < now - KEPT_FOR, ChangeRow.id < newest))
+
+
+class ChangeFeed:
+    """Any number of followers, each with its own cursor and its own connection."""
+
+    def __init__(self, store: Store, *, poll_s: float = _POLL_S) -> None:
+        self._store = store
+        self._poll_s = poll_s
+
+    async def watch(self, kinds: Collection[str] = WITHDRAWALS) -> AsyncIterator[ChangeBatch]:
+        """Changes from now on, never ending, with a heartbeat at least every 500 ms."""
+        loop = asyncio.get_running_loop()
+        woken = asyncio.Event()
+        unlisten = self._store.listen(woken.set)
+        probe: CommitProbe | None = None
+        cursor, seen, beat_at = 0, -1, loop.time()
+        try:
+            while True:
+                try:
+                    if probe is None:
+                        probe = await self._store.open_probe()
+                        # Version before cursor: a commit between the two is then seen again, never missed.
+                        seen = await probe.version()
+                        cursor = await self._load_newest()
+                        batch = ChangeBatch(cursor=cursor, everything=True)
+                    else:
+                        version = await probe.version()
+                        if version == seen and not woken.is_set():
+                            batch = ChangeBatch(cursor=cursor)
+                        else:
+                            woken.clear()
+                            batch = await self._load_batch(cursor, kinds)
+                            seen, cursor = version, batch.cursor
+                except RunCodeError as error:
+                    # Silence is the signal: no heartbeat while the database cannot be read.
+                    _log.warning("the change feed cannot read the database: %s", error.message)
+                    await _close(probe)
+                    probe = None
+                    await asyncio.sleep(self._poll_s)
+                    continue
+                if not batch.empty or loop.time() - beat_at >= _BEAT_S:
+                    beat_at = loop.time()
+                    yield batch
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._poll_s):
+                        await woken.wait()
+        finally:
+            unlisten()
+            await _close(probe)
+
+    async def _load_newest(self) -> int:
+        async with self._store.read() as session:
+            return await session.scalar(select(func.max(ChangeRow.id))) or 0
+
+    async def _load_batch(self, cursor: int, kinds: Collection[str]) -> ChangeBatch:
+        async with self._store.read() as session:
+            oldest = await session.scalar(select(func.min(ChangeRow.id)))
+            rows = (
+                await session.scalars(
+                    select(ChangeRow).where(ChangeRow.id > cursor).order_by(ChangeRow.id).limit(_BATCH_MAX)
+                )
+            ).all()
+        if len(rows) == _BATCH_MAX or (oldest is not None and oldest > cursor + 1):
+            return ChangeBatch(cursor=await self._load_newest(), everything=True)
+        meant = [row for row in rows if row.kind in kinds]
+        return ChangeBatch(
+            cursor=rows[-1].id if rows else cursor,
+            workspace_ids=frozenset(r.workspace_id for r in meant if r.workspace_id is not None),
+            session_ids=frozenset(r.session_id for r in meant if r.session_id is not None),
+            user_ids=frozenset(r.user_id for r in meant if r.user_id is not None),
+        )
+
+
+ALL_KINDS: Final = WITHDRAWALS | {CREATED, START_REQUESTED, SHARED}
+
+
+async def _close(probe: CommitProbe | None) -> None:
+    if probe is not None:
+        with contextlib.suppress(Exception):
+            await probe.close()

@@ -1,0 +1,138 @@
+"""What the services hand out: frozen values, never live database rows.
+
+Owns: the shapes that routes, the operator's CLI and the gateway's adapter may
+rely on. Times are aware UTC. Free text (`custom_title`, `reason`, `name`,
+`client`) was typed by some person or program: whoever shows it sanitizes it.
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass, field
+
+from runcode.controlplane.states import RUNNING, show_state
+from runcode.runtimes.base import Endpoint
+
+
+@dataclass(frozen=True)
+class UserRecord:
+    id: int
+    email: str
+    is_admin: bool
+    created_at: datetime.datetime
+    disabled_at: datetime.datetime | None
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """An API token without the token itself, which nobody can read again."""
+
+    id: int
+    user_email: str
+    name: str
+    created_at: datetime.datetime
+    last_used_at: datetime.datetime | None
+    expires_at: datetime.datetime | None
+    revoked_at: datetime.datetime | None
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """The only moment at which a token's plain text exists here."""
+
+    record: TokenRecord
+    plaintext: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who makes an API call, as its token proved."""
+
+    user_id: int
+    email: str
+    is_admin: bool
+    token_id: int
+    token_expires_at: datetime.datetime | None
+
+
+@dataclass(frozen=True)
+class WorkspaceRecord:
+    """`role` is the caller's (`owner`, `manage`, `use`), or None when an operator asked."""
+
+    id: int
+    title: str
+    custom_title: str
+    owner_email: str
+    runtime: str
+    desired_state: str
+    observed_state: str
+    activity: str | None
+    failures: int
+    reason: str | None
+    endpoint: Endpoint | None = field(repr=False)
+    host_public_key: str
+    created_at: datetime.datetime
+    role: str | None = None
+
+    @property
+    def current_state(self) -> str:
+        return self._shown[0]
+
+    @property
+    def interim_state(self) -> str | None:
+        return self._shown[1]
+
+    @property
+    def state(self) -> str:
+        """The one word for a person: the interim state if there is one."""
+        return self.interim_state or self.current_state
+
+    @property
+    def running(self) -> bool:
+        """May it be connected to? Asked for and observed, both."""
+        return self.desired_state == RUNNING and self.state == RUNNING
+
+    @property
+    def _shown(self) -> tuple[str, str | None]:
+        return show_state(
+            desired=self.desired_state, observed=self.observed_state, activity=self.activity, failures=self.failures
+        )
+
+
+@dataclass(frozen=True)
+class ShareRecord:
+    workspace_id: int
+    user_email: str
+    role: str
+
+
+@dataclass(frozen=True)
+class SessionRecord:
+    id: int
+    workspace_id: int
+    workspace_title: str
+    user_email: str
+    token_id: int
+    fingerprint: str
+    client: str
+    created_at: datetime.datetime
+    expires_at: datetime.datetime
+    revoked_at: datetime.datetime | None
+
+
+@dataclass(frozen=True)
+class SshEndpoint:
+    """Where this server's gateway answers, and the host keys (`algorithm base64`) to pin there."""
+
+    host: str
+    port: int
+    host_keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SessionGrant:
+    """A minted session with all that its bundle says."""
+
+    session: SessionRecord
+    endpoint: SshEndpoint
+    workdir: str

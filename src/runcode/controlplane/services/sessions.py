@@ -1,0 +1,184 @@
+"""Sessions: a client's public key registered for one workspace, for a while.
+
+Owns: minting, listing and revoking. Called by the `ssh-session` route and the
+operator's CLI.
+
+Threat: a key that opens more than was asked for, a right that outlives the token
+behind it, and a revoked session brought back by minting again.
+Guarantee: at most one session holds a key. Minting again with the same key, for
+the same workspace and user, extends that session; for anything else the key is
+refused until the session has ended. A revoked session never lives again: minting
+makes a new one. No session outlives its token's expiry.
+"""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from runcode.controlplane import changes
+from runcode.controlplane.clock import Clock
+from runcode.controlplane.records import Caller, SessionGrant, SessionRecord, SshEndpoint
+from runcode.controlplane.services import access, inputs
+from runcode.controlplane.services.withdrawals import revoke_sessions
+from runcode.controlplane.store.engine import Store
+from runcode.controlplane.store.models import SessionRow, TokenRow, UserRow, WorkspaceRow
+from runcode.core import hostkeys, names, wire
+from runcode.core.errors import RunCodeError
+
+
+@dataclass(frozen=True)
+class SessionPolicy:
+    default_ttl_s: int = wire.DEFAULT_TTL_S
+    max_ttl_s: int = wire.DEFAULT_TTL_S
+
+
+class SshEndpointHolder:
+    """Where this process's gateway answers; nothing while it has none. Not in the database: it is not lasting truth."""
+
+    def __init__(self) -> None:
+        self._endpoint: SshEndpoint | None = None
+
+    def find(self) -> SshEndpoint | None:
+        return self._endpoint
+
+    def set(self, host: str, port: int, host_keys: tuple[str, ...]) -> None:
+        """Raises UnsafeInput for an address or key that no client would accept."""
+        keys = tuple(hostkeys.parse_public_key(line).line for line in host_keys)
+        if not keys:
+            raise RunCodeError("bad_request", "an SSH endpoint needs its host key")
+        self._endpoint = SshEndpoint(host=names.parse_host(host), port=names.parse_port(port), host_keys=keys)
+
+    def clear(self) -> None:
+        self._endpoint = None
+
+
+class Sessions:
+    def __init__(
+        self, store: Store, clock: Clock, endpoint: SshEndpointHolder, policy: SessionPolicy | None = None
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._endpoint = endpoint
+        self._policy = policy or SessionPolicy()
+
+    async def register_session(
+        self,
+        caller: Caller,
+        workspace_id: int,
+        *,
+        raw_public_key: object,
+        raw_ttl: object = None,
+        raw_client: object = None,
+    ) -> SessionGrant:
+        """Mint. Raises `bad_request`, `not_found`, `unavailable` (no SSH endpoint), or `conflict` (not running)."""
+        key = inputs.parse_client_key(raw_public_key)
+        ttl_s = inputs.parse_ttl(raw_ttl, default_s=self._policy.default_ttl_s, cap_s=self._policy.max_ttl_s)
+        client = inputs.parse_client(raw_client)
+        async with self._store.write() as session:
+            workspace, record = await access.load_visible(session, workspace_id, caller.user_id)
+            endpoint = self._endpoint.find()
+            if endpoint is None:
+                raise RunCodeError("unavailable", "SSH access is not configured")
+            if not record.running:
+                raise RunCodeError("conflict", _explain_not_running(record.title, record.state, record.reason))
+            now = self._clock.now().replace(microsecond=0)
+            # The call was authenticated before this transaction: a revocation may have come in between.
+            if not await _still_valid(session, caller, now):
+                raise RunCodeError("unauthorized", "the API token is missing, unknown, expired or revoked")
+            expires_at = now + datetime.timedelta(seconds=ttl_s)
+            if caller.token_expires_at is not None:
+                expires_at = min(expires_at, caller.token_expires_at.replace(microsecond=0))
+            held = await session.scalar(
+                select(SessionRow).where(SessionRow.fingerprint == key.fingerprint, SessionRow.released_at.is_(None))
+            )
+            if held is not None and (held.user_id, held.workspace_id) != (caller.user_id, workspace.id):
+                if held.expires_at > now:
+                    # Not `conflict`: clients take that for "not running yet", and would wait for it to pass.
+                    raise RunCodeError(
+                        "bad_request",
+                        "this public key belongs to another session",
+                        resolution="make a new key: `runcode connect WS --force`",
+                    )
+                held.released_at = now
+                await session.flush()
+                held = None
+            if held is None:
+                held = SessionRow(
+                    user_id=caller.user_id,
+                    workspace_id=workspace.id,
+                    fingerprint=key.fingerprint,
+                    public_key=key.line,
+                    created_at=now,
+                )
+                session.add(held)
+            held.token_id, held.client, held.expires_at = caller.token_id, client, expires_at
+            await session.flush()
+            return SessionGrant(
+                session=_as_record(held, workspace.title, caller.email),
+                endpoint=endpoint,
+                workdir=names.DEFAULT_WORKDIR,
+            )
+
+    async def list_sessions(self, *, include_ended: bool = False) -> list[SessionRecord]:
+        """Those that may open a connection now; or all that are known."""
+        query = (
+            select(SessionRow, WorkspaceRow.title, UserRow.email)
+            .join(WorkspaceRow, WorkspaceRow.id == SessionRow.workspace_id)
+            .join(UserRow, UserRow.id == SessionRow.user_id)
+            .order_by(SessionRow.id)
+        )
+        if not include_ended:
+            query = query.where(SessionRow.revoked_at.is_(None), SessionRow.expires_at > self._clock.now())
+        async with self._store.read() as session:
+            return [_as_record(row, title, email) for row, title, email in (await session.execute(query)).all()]
+
+    async def revoke_session(self, session_id: int) -> None:
+        """Idempotent. Its live connections are cut."""
+        async with self._store.write() as session:
+            row = await session.get(SessionRow, session_id)
+            if row is None:
+                raise RunCodeError(
+                    "not_found", f"there is no session {session_id}", resolution="see `runcode-server session list`"
+                )
+            if row.revoked_at is None:
+                now = self._clock.now()
+                await revoke_sessions(session, now, SessionRow.id == session_id)
+                changes.append_change(session, changes.SESSION_REVOKED, now, session_id=session_id)
+
+
+async def _still_valid(session: AsyncSession, caller: Caller, now: datetime.datetime) -> bool:
+    query = (
+        select(TokenRow.expires_at)
+        .join(UserRow, UserRow.id == TokenRow.user_id)
+        .where(
+            TokenRow.id == caller.token_id,
+            TokenRow.user_id == caller.user_id,
+            TokenRow.revoked_at.is_(None),
+            UserRow.disabled_at.is_(None),
+        )
+    )
+    found = (await session.execute(query)).first()
+    return found is not None and (found[0] is None or found[0] > now)
+
+
+def _explain_not_running(title: str, state: str, reason: str | None) -> str:
+    return f"{title} is not running (it is {state}" + (f": {reason})" if reason else ")")
+
+
+def _as_record(row: SessionRow, title: str, user_email: str) -> SessionRecord:
+    return SessionRecord(
+        id=row.id,
+        workspace_id=row.workspace_id,
+        workspace_title=title,
+        user_email=user_email,
+        token_id=row.token_id,
+        fingerprint=row.fingerprint,
+        client=row.client,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+    )

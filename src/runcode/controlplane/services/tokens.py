@@ -1,0 +1,169 @@
+"""API tokens: made once, shown once, stored as hashes, checked at every call.
+
+Threat: a copy of the database, a guess, and a token that outlives its person.
+Guarantee: a token is 256 random bits behind a prefix that secret scanners can
+know; only its SHA-256 stands in the database (no salt or stretching: there is
+nothing to guess), and the look-up is by that hash, so that timing says nothing
+about the token. Unknown, revoked, expired, and "its user is disabled" are one
+answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import hashlib
+import logging
+import re
+import secrets
+
+from sqlalchemy import or_, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from runcode.controlplane import changes
+from runcode.controlplane.clock import Clock
+from runcode.controlplane.records import Caller, NewToken, TokenRecord
+from runcode.controlplane.services import inputs
+from runcode.controlplane.services.users import load_user
+from runcode.controlplane.services.withdrawals import revoke_sessions
+from runcode.controlplane.store.engine import Store
+from runcode.controlplane.store.models import SessionRow, TokenRow, UserRow
+from runcode.core.errors import RunCodeError
+
+_log = logging.getLogger(__name__)
+
+TOKEN_PREFIX = "rct_"
+_TOKEN = re.compile(r"rct_[A-Za-z0-9_-]{43}", re.ASCII)
+_TOUCH_EVERY = datetime.timedelta(minutes=1)
+
+
+class Tokens:
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+        self._touches: dict[int, asyncio.Task[None]] = {}
+
+    async def create_token(self, email: str, name: str, *, expires_at: datetime.datetime | None = None) -> NewToken:
+        """A new token for a user. Its plain text is in the answer, and never again anywhere."""
+        name = inputs.parse_label(name, what="token name")
+        async with self._store.write() as session:
+            user = await load_user(session, email)
+            if user.disabled_at is not None:
+                raise RunCodeError("bad_request", f"{user.email} is disabled", resolution="enable the user first")
+            return await self.insert_token(session, user, name, expires_at)
+
+    async def insert_token(
+        self, session: AsyncSession, user: UserRow, name: str, expires_at: datetime.datetime | None
+    ) -> NewToken:
+        """Part of a caller's transaction; `name` has been parsed."""
+        now = self._clock.now()
+        if expires_at is not None and expires_at <= now:
+            raise RunCodeError("bad_request", "that expiry is in the past", resolution="name a later time")
+        plaintext = TOKEN_PREFIX + secrets.token_urlsafe(32)
+        row = TokenRow(
+            user_id=user.id, name=name, token_hash=hash_token(plaintext), created_at=now, expires_at=expires_at
+        )
+        session.add(row)
+        await session.flush()
+        return NewToken(record=_as_record(row, user.email), plaintext=plaintext)
+
+    async def list_tokens(self, email: str | None = None) -> list[TokenRecord]:
+        """Newest last; of one user, or of all."""
+        async with self._store.read() as session:
+            query = select(TokenRow, UserRow.email).join(UserRow, UserRow.id == TokenRow.user_id).order_by(TokenRow.id)
+            if email is not None:
+                query = query.where(TokenRow.user_id == (await load_user(session, email)).id)
+            return [_as_record(row, owner) for row, owner in (await session.execute(query)).all()]
+
+    async def revoke_token(self, token_id: int) -> TokenRecord:
+        """Idempotent. Its sessions end with it, and their live connections are cut."""
+        async with self._store.write() as session:
+            found = (
+                await session.execute(
+                    select(TokenRow, UserRow.email)
+                    .join(UserRow, UserRow.id == TokenRow.user_id)
+                    .where(TokenRow.id == token_id)
+                )
+            ).first()
+            if found is None:
+                raise RunCodeError(
+                    "not_found", f"there is no token {token_id}", resolution="see `runcode-server token list`"
+                )
+            row, owner = found
+            if row.revoked_at is None:
+                now = self._clock.now()
+                row.revoked_at = now
+                await revoke_sessions(session, now, SessionRow.token_id == row.id)
+                changes.append_change(session, changes.TOKEN_REVOKED, now, user_id=row.user_id)
+            return _as_record(row, owner)
+
+    async def authenticate(self, raw_token: str | None) -> Caller:
+        """Who holds this token; `unauthorized` without a word on why not."""
+        row = await self._find_live(raw_token) if raw_token is not None else None
+        if row is None:
+            raise RunCodeError("unauthorized", "the API token is missing, unknown, expired or revoked")
+        token, user = row
+        self._note_use(token)
+        return Caller(
+            user_id=user.id,
+            email=user.email,
+            is_admin=user.is_admin,
+            token_id=token.id,
+            token_expires_at=token.expires_at,
+        )
+
+    async def close(self) -> None:
+        """Wait for the last notes of use."""
+        await asyncio.gather(*self._touches.values(), return_exceptions=True)
+
+    async def _find_live(self, raw_token: str) -> tuple[TokenRow, UserRow] | None:
+        if _TOKEN.fullmatch(raw_token) is None:
+            return None
+        now = self._clock.now()
+        async with self._store.read() as session:
+            row = (
+                await session.execute(
+                    select(TokenRow, UserRow)
+                    .join(UserRow, UserRow.id == TokenRow.user_id)
+                    .where(
+                        TokenRow.token_hash == hash_token(raw_token),
+                        TokenRow.revoked_at.is_(None),
+                        or_(TokenRow.expires_at.is_(None), TokenRow.expires_at > now),
+                        UserRow.disabled_at.is_(None),
+                    )
+                )
+            ).first()
+        return None if row is None else (row[0], row[1])
+
+    def _note_use(self, token: TokenRow) -> None:
+        """At most once a minute, and beside the call: a read must not wait for a writer."""
+        now = self._clock.now()
+        fresh = token.last_used_at is not None and now - token.last_used_at < _TOUCH_EVERY
+        if fresh or token.id in self._touches:
+            return
+        task = asyncio.get_running_loop().create_task(self._touch(token.id, now))
+        self._touches[token.id] = task
+        task.add_done_callback(lambda _task: self._touches.pop(token.id, None))
+
+    async def _touch(self, token_id: int, now: datetime.datetime) -> None:
+        try:
+            async with self._store.write() as session:
+                await session.execute(update(TokenRow).where(TokenRow.id == token_id).values(last_used_at=now))
+        except RunCodeError as error:
+            _log.warning("the last use of token %d was not noted: %s", token_id, error.message)
+
+
+def hash_token(plaintext: str) -> str:
+    return hashlib.sha256(plaintext.encode()).hexdigest()
+
+
+def _as_record(row: TokenRow, user_email: str) -> TokenRecord:
+    return TokenRecord(
+        id=row.id,
+        user_email=user_email,
+        name=row.name,
+        created_at=row.created_at,
+        last_used_at=row.last_used_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+    )

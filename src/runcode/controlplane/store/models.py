@@ -1,0 +1,195 @@
+"""The tables, as SQLAlchemy sees them. `migrations/` is what makes them; a test keeps the two equal.
+
+Never: a rule (that is `services`), or SQL that only one database understands.
+
+Threat: whoever reads a copy of the database must not be able to act as anybody.
+Guarantee: tokens and passwords stand here as hashes only. The one private thing
+is each box's host key, alone in its own table, so that no query which lists or
+admits ever loads it: in the database rather than in files because it must come
+and go in the transaction of its workspace, and be there for a second replica and
+in a restored backup, where a pinned public half without it would lock the box out.
+"""
+
+from __future__ import annotations
+
+import datetime
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, Integer, MetaData, String, Text, text
+from sqlalchemy.engine import Dialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import DateTime, TypeDecorator
+
+from runcode.controlplane.states import ACTIVITIES, DESIRED_STATES, OBSERVED_STATES, SHARE_ROLES
+
+# SQLite counts only an INTEGER column as its rowid.
+_Id = BigInteger().with_variant(Integer, "sqlite")
+# AUTOINCREMENT: an id is never given out twice, even after its row is gone.
+_NEVER_REUSED = {"sqlite_autoincrement": True}
+
+
+class UtcTime(TypeDecorator[datetime.datetime]):
+    """Aware UTC in and out; SQLite keeps it as text that sorts by time."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime.datetime | None, dialect: Dialect) -> datetime.datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a time without a zone cannot be stored")
+        return value.astimezone(datetime.timezone.utc)
+
+    def process_result_value(self, value: datetime.datetime | None, dialect: Dialect) -> datetime.datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            return value.replace(tzinfo=datetime.timezone.utc)
+        return value.astimezone(datetime.timezone.utc)
+
+
+def _one_of(column: str, words: tuple[str, ...]) -> str:
+    return f"{column} IN ({', '.join(repr(word) for word in words)})"
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class UserRow(Base):
+    __tablename__ = "users"
+    __table_args__ = _NEVER_REUSED
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True, autoincrement=True)
+    email: Mapped[str] = mapped_column(String(254), unique=True)
+    password_hash: Mapped[str | None] = mapped_column(Text)
+    is_admin: Mapped[bool] = mapped_column(default=False)
+    created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+    disabled_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
+
+
+class TokenRow(Base):
+    __tablename__ = "api_tokens"
+    __table_args__ = _NEVER_REUSED
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True, autoincrement=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
+    name: Mapped[str] = mapped_column(String(64))
+    token_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+    last_used_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
+    expires_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
+    revoked_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
+
+
+class WorkspaceRow(Base):
+    """`lease_*`, `checkpoints`, `failures` and `retry_at` belong to the reconciler alone."""
+
+    __tablename__ = "workspaces"
+    __table_args__ = (
+        CheckConstraint(_one_of("desired_state", DESIRED_STATES), name="desired_state"),
+        CheckConstraint(_one_of("observed_state", OBSERVED_STATES), name="observed_state"),
+        CheckConstraint(f"activity IS NULL OR {_one_of('activity', ACTIVITIES)}", name="activity"),
+        # A title is free again once its workspace is gone.
+        Index(
+            "uq_workspaces_live_title",
+            "title",
+            unique=True,
+            sqlite_where=text("deleted_at IS NULL"),
+            postgresql_where=text("deleted_at IS NULL"),
+        ),
+        _NEVER_REUSED,
+    )
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True, autoincrement=True)
+    title: Mapped[str] = mapped_column(String(64))
+    custom_title: Mapped[str] = mapped_column(String(120), default="")
+    owner_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
+    runtime: Mapped[str] = mapped_column(String(40))
+    host_public_key: Mapped[str] = mapped_column(Text)
+    desired_state: Mapped[str] = mapped_column(String(16))
+    observed_state: Mapped[str] = mapped_column(String(16))
+    observed_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+    activity: Mapped[str | None] = mapped_column(String(16))
+    reason: Mapped[str | None] = mapped_column(Text)
+    endpoint_socket_path: Mapped[str | None] = mapped_column(Text)
+    endpoint_host: Mapped[str | None] = mapped_column(String(253))
+    endpoint_port: Mapped[int | None]
+    failures: Mapped[int] = mapped_column(default=0)
+    retry_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
+    lease_owner: Mapped[str | None] = mapped_column(String(80))
+    lease_expires_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
+    checkpoints: Mapped[list[dict[str, Any]]] = mapped_column(JSON, default=list)
+    created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+    deleted_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
+
+
+class HostKeyRow(Base):
+    __tablename__ = "workspace_host_keys"
+
+    workspace_id: Mapped[int] = mapped_column(ForeignKey("workspaces.id"), primary_key=True, autoincrement=False)
+    private_key: Mapped[str] = mapped_column(Text)
+
+
+class ShareRow(Base):
+    __tablename__ = "shares"
+    __table_args__ = (CheckConstraint(_one_of("role", SHARE_ROLES), name="role"),)
+
+    workspace_id: Mapped[int] = mapped_column(ForeignKey("workspaces.id"), primary_key=True, autoincrement=False)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), primary_key=True, autoincrement=False, index=True)
+    role: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+
+
+class SessionRow(Base):
+    """A registered client key. `released_at` ends its hold on the key, so that another session may register it."""
+
+    __tablename__ = "sessions"
+    __table_args__ = (
+        Index("ix_sessions_fingerprint", "fingerprint"),
+        Index("ix_sessions_workspace_user", "workspace_id", "user_id"),
+        # One key, one session: what admission finds for a key is never a choice.
+        Index(
+            "uq_sessions_held_key",
+            "fingerprint",
+            unique=True,
+            sqlite_where=text("released_at IS NULL"),
+            postgresql_where=text("released_at IS NULL"),
+        ),
+        _NEVER_REUSED,
+    )
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True, autoincrement=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
+    workspace_id: Mapped[int] = mapped_column(ForeignKey("workspaces.id"))
+    token_id: Mapped[int] = mapped_column(ForeignKey("api_tokens.id"), index=True)
+    fingerprint: Mapped[str] = mapped_column(String(64))
+    public_key: Mapped[str] = mapped_column(Text)
+    client: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+    expires_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+    revoked_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
+    released_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
+
+
+class ChangeRow(Base):
+    """The monotonic feed. No foreign keys: a row outlives what it speaks of."""
+
+    __tablename__ = "changes"
+    __table_args__ = _NEVER_REUSED
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True, autoincrement=True)
+    at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+    kind: Mapped[str] = mapped_column(String(32))
+    workspace_id: Mapped[int | None] = mapped_column(BigInteger)
+    session_id: Mapped[int | None] = mapped_column(BigInteger)
+    user_id: Mapped[int | None] = mapped_column(BigInteger)
