@@ -1,0 +1,95 @@
+"""The live connections, and cutting those that lost their right.
+
+Owns: which connections are open, found by workspace, session or user. Never:
+decides (`admission` does) or talks SSH. Called by `connection` (enter, leave)
+and by `watcher` (who is touched by a change).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+from runcode.gateway.admission import Offer, Route
+from runcode.gateway.directory import ChangeBatch
+
+
+class LiveConnection(Protocol):
+    """A connection whose client has authenticated."""
+
+    offer: Offer
+    route: Route
+
+    def cut(self, reason: str) -> None:
+        """End it now, on both legs; what is still queued is not waited for."""
+        ...
+
+    def finish(self, reason: str) -> None:
+        """End both legs after what is queued for each; `reason` is shown to the client."""
+        ...
+
+
+class ConnectionRegistry:
+    """Live connections by what a change may name. Not thread-safe: one event loop owns it."""
+
+    def __init__(self) -> None:
+        self._all: set[LiveConnection] = set()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._by_name: defaultdict[tuple[str, int], set[LiveConnection]] = defaultdict(set)
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def __contains__(self, connection: LiveConnection) -> bool:
+        return connection in self._all
+
+    def __iter__(self) -> Iterator[LiveConnection]:
+        return iter(tuple(self._all))
+
+    async def wait_empty(self) -> None:
+        await self._empty.wait()
+
+    def enter(self, connection: LiveConnection) -> None:
+        self._all.add(connection)
+        self._empty.clear()
+        for name in _names(connection):
+            self._by_name[name].add(connection)
+
+    def leave(self, connection: LiveConnection) -> None:
+        """Forget it; one that is not (any more) inside is left alone."""
+        self._all.discard(connection)
+        if not self._all:
+            self._empty.set()
+        for name in _names(connection):
+            found = self._by_name.get(name)
+            if found is not None:
+                found.discard(connection)
+                if not found:
+                    del self._by_name[name]
+
+    def find_touched(self, batch: ChangeBatch) -> set[LiveConnection]:
+        """The connections that a batch of changes may concern."""
+        if batch.everything:
+            return set(self._all)
+        touched: set[LiveConnection] = set()
+        named: tuple[tuple[str, Iterable[int]], ...] = (
+            ("workspace", batch.workspace_ids),
+            ("session", batch.session_ids),
+            ("user", batch.user_ids),
+        )
+        for kind, numbers in named:
+            for number in numbers:
+                touched |= self._by_name.get((kind, number), set())
+        return touched
+
+
+def _names(connection: LiveConnection) -> tuple[tuple[str, int], ...]:
+    session = connection.route.session
+    return (
+        ("workspace", connection.route.workspace.workspace_id),
+        ("session", session.session_id),
+        ("user", session.user_id),
+    )

@@ -1,0 +1,172 @@
+"""The gateway as one object: what the composition root starts and stops.
+
+Owns: the listening socket and the wiring of the parts. Called by
+`runcode-server` (and by tests). Never: a shell, a password, a file of ~/.ssh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import logging
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncssh
+
+from runcode.core.errors import RunCodeError
+from runcode.gateway.admission import AdmissionPolicy
+from runcode.gateway.algorithms import CIPHERS, KEY_EXCHANGES, MACS, VERSION
+from runcode.gateway.asyncssh_check import require_known_asyncssh
+from runcode.gateway.asyncssh_internals import SIGNATURE_ALGORITHMS, ClientLeg
+from runcode.gateway.connection import GatewayContext
+from runcode.gateway.directory import Directory
+from runcode.gateway.lobby import Lobby
+from runcode.gateway.registry import ConnectionRegistry
+from runcode.gateway.ssh_server import ClientCallbacks
+from runcode.gateway.watcher import ChangeWatcher
+from runcode.gateway.workspace_leg import ConnectUnix, WorkspaceDialer
+
+_log = logging.getLogger(__name__)
+
+_BACKLOG = 1024
+
+
+@dataclass(frozen=True)
+class GatewayHealth:
+    """`feed_age_s` is infinite while the change feed has never spoken."""
+
+    live_connections: int
+    strangers: int
+    feed_age_s: float
+    feed_is_fresh: bool
+
+
+class GatewayServer:
+    """Start it once; close it once. All of it lives on the event loop that started it."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        *,
+        host_key_path: Path,
+        connect_unix: ConnectUnix | None = None,
+        policy: AdmissionPolicy | None = None,
+        clock: Callable[[], datetime.datetime] | None = None,
+    ) -> None:
+        self._policy = policy or AdmissionPolicy()
+        self._host_key_path = host_key_path
+        self._registry = ConnectionRegistry()
+        self._lobby = Lobby(
+            places=self._policy.max_unauthenticated, places_per_source=self._policy.max_unauthenticated_per_source
+        )
+        self._watcher = ChangeWatcher(directory, self._registry, self._policy)
+        self._directory = directory
+        self._connect_unix = connect_unix
+        self._clock = clock or (lambda: datetime.datetime.now(datetime.timezone.utc))
+        self._listener: asyncio.Server | None = None
+        # Weak: asyncio holds a leg for as long as its socket is open.
+        self._legs: weakref.WeakSet[ClientLeg] = weakref.WeakSet()
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen, and return the port. Raises RunCodeError (asyncssh unknown, host key unusable) or OSError."""
+        require_known_asyncssh()
+        # asyncssh's own lines carry user names and texts of peers; ours are in the gateway's loggers.
+        asyncssh.set_log_level(logging.CRITICAL)
+        options = self._server_options()
+        context = GatewayContext(
+            directory=self._directory,
+            policy=self._policy,
+            clock=self._clock,
+            registry=self._registry,
+            watcher=self._watcher,
+            dialer=WorkspaceDialer(
+                self._directory,
+                connect_unix=self._connect_unix,
+                timeout_s=self._policy.workspace_timeout_s,
+                rekey_bytes=self._policy.rekey_bytes,
+            ),
+            lobby=self._lobby,
+        )
+        self._listener = await asyncio.get_running_loop().create_server(
+            lambda: self._make_leg(options, context), host, port, backlog=_BACKLOG
+        )
+        await self._watcher.start()
+        bound_port: int = self._listener.sockets[0].getsockname()[1]
+        return bound_port
+
+    async def close(self, grace_s: float = 0.0) -> None:
+        """Take no one new; let live connections end by themselves for `grace_s`; then end them."""
+        if self._listener is not None:
+            self._listener.close()
+        await self._wait_until_empty(grace_s)
+        for connection in self._registry:
+            connection.finish("the gateway is shutting down")
+        await self._wait_until_empty(1.0)
+        for leg in tuple(self._legs):
+            leg.cut("the gateway is shutting down")
+        await self._watcher.close()
+
+    def health(self) -> GatewayHealth:
+        age = self._watcher.feed_age_s
+        return GatewayHealth(
+            live_connections=len(self._registry),
+            strangers=len(self._lobby),
+            feed_age_s=age,
+            feed_is_fresh=age <= self._policy.feed_silence_s,
+        )
+
+    async def _wait_until_empty(self, patience_s: float) -> None:
+        try:
+            await asyncio.wait_for(self._registry.wait_empty(), patience_s)
+        except TimeoutError:
+            pass
+
+    def _make_leg(self, options: asyncssh.SSHServerConnectionOptions, context: GatewayContext) -> ClientLeg:
+        leg = ClientLeg(
+            asyncio.get_running_loop(),
+            options,
+            ClientCallbacks(context),
+            max_auth_requests=self._policy.max_auth_requests,
+        )
+        self._legs.add(leg)
+        return leg
+
+    def _server_options(self) -> asyncssh.SSHServerConnectionOptions:
+        try:
+            host_key = asyncssh.read_private_key(self._host_key_path)
+        except (OSError, asyncssh.KeyImportError) as error:
+            raise RunCodeError(
+                "io_error",
+                "the gateway's host key cannot be read",
+                resolution="restore the host key file; a new one would make every client refuse to connect",
+            ) from error
+        if host_key.get_algorithm() != "ssh-ed25519":
+            raise RunCodeError("bad_request", "the gateway's host key is not an Ed25519 key")
+        return asyncssh.SSHServerConnectionOptions(
+            config=None,
+            server_version=VERSION,
+            server_host_keys=[host_key],
+            send_server_host_keys=False,
+            x509_trusted_certs=None,
+            x509_trusted_cert_paths=[],
+            public_key_auth=True,
+            password_auth=False,
+            kbdint_auth=False,
+            host_based_auth=False,
+            gss_host=None,
+            allow_pty=False,
+            agent_forwarding=False,
+            x11_forwarding=False,
+            encoding=None,
+            kex_algs=KEY_EXCHANGES,
+            encryption_algs=CIPHERS,
+            mac_algs=MACS,
+            compression_algs=["none"],
+            signature_algs=SIGNATURE_ALGORITHMS,
+            keepalive_interval=0,
+            login_timeout=self._policy.login_timeout_s,
+            rekey_bytes=self._policy.rekey_bytes,
+        )
