@@ -24,7 +24,7 @@ from runcode.core.errors import RunCodeError
 
 FORMAT = 1
 # A first start writes under 1 MB; SQLite's WAL and the boxes' folders need room right after.
-FIRST_START_MIN_FREE_BYTES = int(os.environ.get("RUNCODE_SERVER_MIN_FREE_BYTES", 16 * 1024 * 1024))
+FIRST_START_MIN_FREE_BYTES = 16 * 1024 * 1024
 _STAGING_PREFIX = ".first-start-"
 
 
@@ -70,6 +70,12 @@ class DataFolder:
                 f"{self.path} was written by another version of RunCode (format {found}, this one knows {FORMAT})",
                 resolution="run the version that wrote it, or a newer one",
             )
+        for needed in (self.keys / "client_ca", self.keys / "workspace_ca", self.gateway_host_key, self.database):
+            # A new one in its place would lock every box and client out, in silence.
+            if not needed.is_file():
+                raise RunCodeError(
+                    "io_error", f"{needed} is missing", resolution="restore the data folder from a backup"
+                )
 
     # ---------------------------------------------------------------- the lock
     @contextlib.contextmanager
@@ -124,7 +130,7 @@ class DataFolder:
 
     # ---------------------------------------------------------------- the first start
     @contextlib.contextmanager
-    def first_start(self) -> Iterator[DataFolder]:
+    def first_start(self, *, min_free_bytes: int | None = None) -> Iterator[DataFolder]:
         """Yields a staging DataFolder to fill; on success its pieces become this one's, the marker last.
 
         Call with the lock held. On any failure the staging folder is removed and
@@ -132,12 +138,13 @@ class DataFolder:
         """
         with translated_os_errors(self.path):
             self._clear_leftovers()
+            needed = FIRST_START_MIN_FREE_BYTES if min_free_bytes is None else min_free_bytes
             free = os.statvfs(self.path)
-            if free.f_bavail * free.f_frsize < FIRST_START_MIN_FREE_BYTES:
+            if free.f_bavail * free.f_frsize < needed:
                 raise RunCodeError(
                     "io_error",
                     f"the disk that holds {self.path} is full",
-                    resolution=f"free at least {FIRST_START_MIN_FREE_BYTES // 2**20} MB there, then start again",
+                    resolution=f"free at least {needed // 2**20} MB there, then start again",
                 )
             staging = DataFolder(self.path / f"{_STAGING_PREFIX}{secrets.token_hex(4)}")
             try:

@@ -1,0 +1,68 @@
+"""The gateway's directory, answered in process by the control plane's services.
+
+Owns: the translation between the two rooms' vocabularies, and nothing else; they
+never import one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from runcode.controlplane.plane import ControlPlane
+from runcode.controlplane.services import admission
+from runcode.gateway.directory import AdmissionFacts, ChangeBatch, SessionFacts, WorkspaceFacts
+from runcode.runtimes.base import TcpEndpoint, UnixEndpoint
+
+
+class InProcessDirectory:
+    """`runcode.gateway.directory.Directory` over one ControlPlane."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self._plane = plane
+
+    async def load_admission_facts(self, title: str, key_fingerprint: str) -> AdmissionFacts:
+        found = await self._plane.admission.load_admission_facts(title, key_fingerprint)
+        return AdmissionFacts(session=_session_facts(found.session), workspace=_workspace_facts(found.workspace))
+
+    async def sign_workspace_certificate(self, *, session_id: int, workspace_id: int, public_key: str) -> str:
+        return await self._plane.certificates.sign_workspace_certificate(
+            session_id=session_id, workspace_id=workspace_id, public_key=public_key
+        )
+
+    async def watch_changes(self) -> AsyncIterator[ChangeBatch]:
+        async for batch in self._plane.changes.watch():
+            yield ChangeBatch(
+                cursor=batch.cursor,
+                workspace_ids=batch.workspace_ids,
+                session_ids=batch.session_ids,
+                user_ids=batch.user_ids,
+                everything=batch.everything,
+            )
+
+
+def _session_facts(facts: admission.SessionFacts | None) -> SessionFacts | None:
+    if facts is None:
+        return None
+    return SessionFacts(
+        session_id=facts.session_id,
+        workspace_id=facts.workspace_id,
+        user_id=facts.user_id,
+        client=facts.client,
+        expires_at=facts.expires_at,
+        withdrawn=facts.withdrawn,
+    )
+
+
+def _workspace_facts(facts: admission.WorkspaceFacts | None) -> WorkspaceFacts | None:
+    if facts is None:
+        return None
+    endpoint = facts.endpoint
+    return WorkspaceFacts(
+        workspace_id=facts.workspace_id,
+        title=facts.title,
+        running=facts.running,
+        principal=facts.principal,
+        host_key=facts.host_key,
+        socket_path=endpoint.socket_path if isinstance(endpoint, UnixEndpoint) else None,
+        address=(endpoint.host, endpoint.port) if isinstance(endpoint, TcpEndpoint) else None,
+    )
