@@ -21,7 +21,7 @@ import asyncio
 import contextlib
 import datetime
 import logging
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -100,7 +100,7 @@ class ChangeFeed:
         self._store = store
         self._poll_s = poll_s
 
-    async def watch(self, kinds: Collection[str] = WITHDRAWALS) -> AsyncIterator[ChangeBatch]:
+    async def watch(self, kinds: Collection[str] = WITHDRAWALS) -> AsyncGenerator[ChangeBatch, None]:
         """Changes from now on, never ending, with a heartbeat at least every 500 ms."""
         loop = asyncio.get_running_loop()
         woken = asyncio.Event()
