@@ -1,1 +1,4 @@
-"""One person's machine: settings, paths, private files, API, sessions, attachments, ssh, transfers. Standard library only."""
+"""One person's machine: settings, paths, private files, API, sessions, attachments, ssh, transfers.
+
+Standard library only.
+"""

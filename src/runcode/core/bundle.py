@@ -23,9 +23,7 @@ _CERTIFICATE_MAX = 16 * 1024
 _CERTIFICATE = re.compile(
     r"((?:ssh-ed25519|ecdsa-sha2-nistp(?:256|384|521))-cert-v01@openssh\.com) ([A-Za-z0-9+/]+={0,2})", re.ASCII
 )
-_TIMESTAMP = re.compile(
-    r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII
-)
+_TIMESTAMP = re.compile(r"(\d{4}-\d\d-\d\d)[Tt ](\d\d:\d\d:\d\d)(?:\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 _ORIGIN = re.compile(r"(https?)://([^/?#@\\\s]+)(?:[/?#].*)?", re.ASCII | re.DOTALL)
 
 
@@ -95,17 +93,10 @@ def reduce_web_url(raw_url: object) -> str | None:
         port = None if port_text is None else names.parse_port(int(port_text))
     except (UnsafeInput, ValueError):
         return None
-    if scheme == "http" and not is_loopback_host(host):
+    if scheme == "http" and not names.is_loopback_host(host):
         return None
     shown = f"[{host}]" if ":" in host else host
     return f"{scheme}://{shown}" + ("" if port is None else f":{port}")
-
-
-def is_loopback_host(host: str) -> bool:
-    """Is this host, as written, on this machine? (No name is resolved.)"""
-    return host in ("localhost", "::1") or (
-        host.startswith("127.") and host.count(".") == 3 and host.replace(".", "").isdigit()
-    )
 
 
 def _split_authority(authority: str) -> tuple[str, str | None]:

@@ -86,21 +86,11 @@ ERRORS: dict[str, ErrorKind] = {
         resolution="the command may have run: look at its effects before you run it again",
         exit_status=EXIT_TRANSPORT,
     ),
-    "ambiguous": ErrorKind(
-        http_status=409, retryable=False, resolution="name one by its id: `--workspace ID`"
-    ),
-    "not_attached": ErrorKind(
-        http_status=409, retryable=False, resolution="attach first: `runcode connect WS`"
-    ),
-    "usage": ErrorKind(
-        http_status=400, retryable=False, resolution="see `runcode help`", exit_status=EXIT_USAGE
-    ),
-    "missing_program": ErrorKind(
-        http_status=500, retryable=False, resolution="install the OpenSSH client"
-    ),
-    "busy": ErrorKind(
-        http_status=409, retryable=True, resolution="another process holds it: stop that one first"
-    ),
+    "ambiguous": ErrorKind(http_status=409, retryable=False, resolution="name one by its id: `--workspace ID`"),
+    "not_attached": ErrorKind(http_status=409, retryable=False, resolution="attach first: `runcode connect WS`"),
+    "usage": ErrorKind(http_status=400, retryable=False, resolution="see `runcode help`", exit_status=EXIT_USAGE),
+    "missing_program": ErrorKind(http_status=500, retryable=False, resolution="install the OpenSSH client"),
+    "busy": ErrorKind(http_status=409, retryable=True, resolution="another process holds it: stop that one first"),
     "io_error": ErrorKind(
         http_status=500, retryable=True, resolution="free the cause that the message names, then retry"
     ),

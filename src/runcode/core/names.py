@@ -97,6 +97,13 @@ def _parse_address(raw_address: str) -> str:
     return str(address)
 
 
+def is_loopback_host(host: str) -> bool:
+    """Is this host, as written, on this machine? (No name is resolved.)"""
+    return host in ("localhost", "::1") or (
+        host.startswith("127.") and host.count(".") == 3 and host.replace(".", "").isdigit()
+    )
+
+
 def parse_workdir(raw_workdir: object) -> str:
     """The project folder on the box; anything outside the allowlist falls back to the default."""
     if (

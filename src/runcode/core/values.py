@@ -49,7 +49,7 @@ class Value:
         return tuple(getattr(self, name) for name in self._fields)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._astuple() == other._astuple()  # type: ignore[attr-defined]
+        return type(self) is type(other) and self._astuple() == other._astuple()
 
     def __hash__(self) -> int:
         return hash((type(self), self._astuple()))

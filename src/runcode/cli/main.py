@@ -1,0 +1,102 @@
+"""The `runcode` command line: a lazy table of commands and the one error boundary.
+
+Owns: which commands exist, and how a failure looks: one line on stderr that says
+what to type next, or a JSON object on stdout under `--json`; the exit status.
+
+Guarantee: no exception's raw text and no traceback reaches the terminal; an
+unknown one is written to a private file that the message names.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from runcode.cli.output import Output
+from runcode.core.errors import EXIT_FAILURE, RunCodeError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Command → (module, exit status of our own failures or None for the code's, one line for `help`).
+COMMANDS: dict[str, tuple[str, int | None, str]] = {
+    "login": ("login", None, "sign in: `login --paste` reads an API token"),
+    "logout": ("logout", None, "forget the saved token"),
+    "list": ("list", None, "your workspaces, and the next command to type for each"),
+    "connect": ("connect", None, "attach a workspace here: mint or reuse a session"),
+    "exec": ("exec", 255, "run a command on the attached workspace"),
+    "run": ("run", 255, "run a command on a named workspace, without attaching"),
+    "shell": ("shell", 255, "an interactive shell on a named workspace"),
+    "get": ("get", None, "download a file"),
+    "put": ("put", None, "upload a file"),
+    "current": ("current", None, "the workspace that is attached here"),
+    "status": ("status", None, "every cached session with its expiry"),
+    "stop": ("stop", None, "power a workspace down"),
+    "disconnect": ("disconnect", None, "detach here and drop the session; the workspace goes on running"),
+    "clean": ("clean", None, "close connections and wipe cached keys"),
+}
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: list[str], environ: Mapping[str, str] | None = None, output: Output | None = None) -> int:
+    """Run one command line (`argv[0]` is the program) and return its exit status."""
+    environ = os.environ if environ is None else environ
+    output = output if output is not None else Output.standard()
+    words = argv[1:]
+    as_json = "--json" in words[: words.index("--")] if "--" in words else "--json" in words
+    failure_exit: int | None = None
+    try:
+        command = words[0] if words else "help"
+        if command in ("help", "--help", "-h"):
+            return _help(words[1:], environ, output)
+        if command == "--version":
+            from runcode import __version__
+
+            output.line(f"runcode {__version__}")
+            return 0
+        if command not in COMMANDS:
+            raise RunCodeError("usage", f"there is no command {command!r}")
+        failure_exit = COMMANDS[command][1]
+        return _run(command, words[1:], environ, output)
+    except RunCodeError as error:
+        output.failure(error, as_json=as_json and failure_exit is None)
+        return error.kind.exit_status if failure_exit is None else failure_exit
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has gone; there is nobody to tell.
+        output.abandon()
+        return EXIT_FAILURE
+    except Exception as error:
+        # The boundary: an unknown exception's text may hold a secret or an escape sequence.
+        from runcode.cli.crash import record_crash
+
+        internal = RunCodeError("internal", f"something unexpected went wrong ({record_crash(error, environ)})")
+        output.failure(internal, as_json=as_json and failure_exit is None)
+        return EXIT_FAILURE if failure_exit is None else failure_exit
+
+
+def _run(command: str, words: list[str], environ: Mapping[str, str], output: Output) -> int:
+    from runcode.cli.context import Context
+
+    module_name = f"runcode.cli.commands.{COMMANDS[command][0]}"
+    __import__(module_name)
+    module = sys.modules[module_name]
+    context = Context(environ, output)
+    status: int = module.run(module.parse(words), context)
+    output.flush()
+    return status
+
+
+def _help(words: list[str], environ: Mapping[str, str], output: Output) -> int:
+    if words:
+        if words[0] not in COMMANDS:
+            raise RunCodeError("usage", f"there is no command {words[0]!r}")
+        return _run(words[0], ["--help"], environ, output)
+    output.line("usage: runcode COMMAND …\n")
+    for name, (_, _, summary) in COMMANDS.items():
+        output.line(f"  {name:<12}{summary}")
+    output.line("\n`runcode help COMMAND` (or `runcode COMMAND --help`) tells its options.")
+    output.flush()
+    return 0

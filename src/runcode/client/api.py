@@ -1,0 +1,216 @@
+"""The control plane's HTTP API, as one person's client calls it.
+
+Called by `client.sessions`, `client.workspaces` and the sign-in commands. Knows
+no token but the one it was made with, and no base but one.
+
+Threat: the server, or whoever answers for it, may be hostile: a redirect that
+takes the token elsewhere, a reply without end, a message that rewrites the
+screen.
+
+Guarantee: the token goes to one checked origin only; a redirect is followed
+within that origin and nowhere else; a reply is bounded in size and in time; what
+comes back is parsed by `core` or is an error with a code.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+
+from runcode.core import wire
+from runcode.core.bundle import ConnectionBundle, parse_bundle
+from runcode.core.errors import RunCodeError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import http.client
+    from collections.abc import Mapping
+
+    from runcode.core.wire import Workspace
+
+REPLY_MAX = 4 * 1024 * 1024
+CALL_TIMEOUT_S = 20.0
+# One silent byte at a time could otherwise hold a call for ever.
+REPLY_TIMEOUT_S = 60.0
+REDIRECTS_MAX = 3
+
+
+class Api:
+    """Calls to one origin with one token. Not for use by several threads."""
+
+    def __init__(
+        self, base: str, token: str, environ: Mapping[str, str] | None = None, *, timeout_s: float = CALL_TIMEOUT_S
+    ) -> None:
+        self.base = base
+        self._token = token
+        self._environ = environ if environ is not None else {}
+        self._timeout_s = timeout_s
+
+    def __repr__(self) -> str:
+        return f"Api({self.base})"
+
+    def list_workspaces(self) -> list[Workspace]:
+        """Own and shared ones, without repeats."""
+        own = wire.parse_workspaces(self._call("GET", "/workspaces?category=active"), shared=False)
+        shared = wire.parse_workspaces(self._call("GET", "/workspaces?category=shared"), shared=True)
+        return wire.merge_workspaces(own, shared)
+
+    def verify_token(self) -> None:
+        """Raises `unauthorized` when the server does not know the token."""
+        wire.parse_workspaces(self._call("GET", "/workspaces?category=active"), shared=False)
+
+    def start(self, workspace_id: int) -> None:
+        """Idempotent. Raises `start_failed` with the server's reason when it refuses."""
+        self._power("start", workspace_id)
+
+    def stop(self, workspace_id: int) -> None:
+        """Idempotent. Raises `stop_failed` with the server's reason when it refuses."""
+        self._power("stop", workspace_id)
+
+    def _power(self, verb: str, workspace_id: int) -> None:
+        body = self._call("GET", f"/workspace/{verb}?workspace_id={workspace_id:d}")
+        if not isinstance(body, dict) or body.get("error"):
+            reason = wire.find_error_message(body) or "the server gave no reason"
+            raise RunCodeError(f"{verb}_failed", reason)
+
+    def mint(self, workspace_id: int, *, public_key: str, ttl_s: int, client: str) -> ConnectionBundle:
+        """Register the public key for one workspace. Raises `conflict` while that is not running."""
+        request = {"public_key": public_key, "ttl": ttl_s, "client": client, "certificates": True}
+        body = self._call("POST", f"/workspace/{workspace_id:d}/ssh-session", request)
+        if not isinstance(body, dict) or body.get("error"):
+            raise RunCodeError("http_error", wire.find_error_message(body) or "the server sent no bundle")
+        return parse_bundle(body.get("bundle"))
+
+    def _call(self, method: str, path: str, request: object = None) -> object:
+        target = wire.API_PREFIX + path
+        for _ in range(REDIRECTS_MAX + 1):
+            status, location, raw_reply = self._exchange(method, target, request)
+            if status not in (301, 302, 303, 307, 308):
+                return self._parse(status, raw_reply)
+            target = self._same_origin_target(location)
+            if status not in (307, 308) and method != "GET":
+                # 301 to 303 would turn a mint into a GET; no honest server does that here.
+                raise RunCodeError("http_error", f"the server redirected a {method} with {status}")
+        raise RunCodeError("http_error", "the server redirects in circles")
+
+    def _same_origin_target(self, location: str | None) -> str:
+        if location is not None and location.isascii() and location.isprintable() and " " not in location:
+            if location.startswith(self.base + "/"):
+                return location[len(self.base) :]
+            if location.startswith("/") and not location.startswith(("//", "/\\")):
+                return location
+        raise RunCodeError(
+            "insecure_base",
+            "the server redirects to another address; the token was not sent there",
+            resolution="check the server's address (`--api-base`)",
+        )
+
+    def _exchange(self, method: str, target: str, request: object) -> tuple[int, str | None, bytes]:
+        import http.client
+
+        body = None if request is None else json.dumps(request).encode()
+        headers = {
+            "Authorization": f"Token {self._token}",
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",
+            "User-Agent": _user_agent(),
+        }
+        if body is not None:
+            headers["Content-Type"] = "application/json"
+        connection = self._connect()
+        try:
+            connection.request(method, target, body=body, headers=headers)
+            reply = connection.getresponse()
+            return reply.status, reply.getheader("Location"), _read_bounded(reply)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise RunCodeError("network", f"no answer from {self.base}: {_reason(error)}") from error
+        finally:
+            connection.close()
+
+    def _connect(self) -> http.client.HTTPConnection:
+        import http.client
+
+        scheme, _, authority = self.base.partition("://")
+        if scheme == "http":  # loopback only: `settings.parse_base` saw to it
+            return http.client.HTTPConnection(authority, timeout=self._timeout_s)
+        import ssl
+
+        try:
+            context = ssl.create_default_context()
+        except OSError as error:
+            raise RunCodeError("network", f"the system's certificates cannot be read: {error.strerror}") from error
+        proxy = find_proxy(self._environ, authority)
+        if proxy is None:
+            return http.client.HTTPSConnection(authority, timeout=self._timeout_s, context=context)
+        tunnel = http.client.HTTPSConnection(proxy[0], timeout=self._timeout_s, context=context)
+        tunnel.set_tunnel(authority, headers=proxy[1])
+        return tunnel
+
+    def _parse(self, status: int, raw_reply: bytes) -> object:
+        try:
+            body = json.loads(raw_reply)
+        except (ValueError, RecursionError):
+            body = None
+        if not 200 <= status < 300:
+            raise wire.error_from_response(status, body)
+        if body is None:
+            raise RunCodeError("http_error", "the server's answer is not JSON")
+        return body
+
+
+def find_proxy(environ: Mapping[str, str], authority: str) -> tuple[str, dict[str, str]] | None:
+    """The CONNECT proxy for an https origin, as `host:port` and its headers; None for a direct connection."""
+    raw_proxy = environ.get("https_proxy") or environ.get("HTTPS_PROXY") or ""
+    host = authority.rpartition(":")[0] if authority.rpartition(":")[2].isdigit() else authority
+    for part in (environ.get("no_proxy") or environ.get("NO_PROXY") or "").split(","):
+        name = part.strip().lstrip(".").lower()
+        if name and (name == "*" or host == name or host.endswith("." + name)):
+            return None
+    if not raw_proxy:
+        return None
+    scheme, mark, rest = raw_proxy.partition("://")
+    if not mark:
+        scheme, rest = "http", raw_proxy
+    if scheme != "http":
+        raise RunCodeError("network", "HTTPS_PROXY is not an http:// proxy", resolution="use an http:// proxy")
+    credentials, _, address = rest.rstrip("/").rpartition("@")
+    headers = {}
+    if credentials:
+        import binascii
+        from urllib.parse import unquote
+
+        encoded = binascii.b2a_base64(unquote(credentials).encode(), newline=False).decode()
+        headers["Proxy-Authorization"] = f"Basic {encoded}"
+    return address, headers
+
+
+def _read_bounded(reply: http.client.HTTPResponse) -> bytes:
+    if reply.getheader("Content-Encoding", "identity").lower() != "identity":
+        raise RunCodeError("http_error", "the server's answer is compressed, and nobody asked for that")
+    deadline = time.monotonic() + REPLY_TIMEOUT_S
+    parts: list[bytes] = []
+    size = 0
+    while chunk := reply.read1(64 * 1024):
+        size += len(chunk)
+        if size > REPLY_MAX:
+            raise RunCodeError("http_error", "the server's answer is too large")
+        if time.monotonic() > deadline:
+            raise RunCodeError("network", "the server's answer takes too long")
+        parts.append(chunk)
+    return b"".join(parts)
+
+
+def _reason(error: Exception) -> str:
+    """Our own words for what went wrong; the exception's text may quote a header, hence the token."""
+    if isinstance(error, TimeoutError):
+        return "timed out"
+    verify_message = getattr(error, "verify_message", None)
+    if verify_message:
+        return f"its certificate is not accepted ({verify_message})"
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
+def _user_agent() -> str:
+    from runcode import __version__
+
+    return f"runcode/{__version__}"

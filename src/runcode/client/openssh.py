@@ -1,0 +1,192 @@
+"""The only caller of ssh and ssh-keygen: masters, sessions over them, keys.
+
+Threat: with `ControlMaster auto` and a master that fails, ssh silently opens a
+connection of its own and runs the command there, also when the first one had
+already started it (mux.c of OpenSSH 9.2: EOF before the master's answer makes
+`muxclient` return, and main goes on to connect).
+
+Guarantee: a command goes over the master or nowhere (`ControlMaster no`, and a
+ProxyCommand that fails stands where the connection would be), and `run` tells
+"provably not started" from everything else by an allowlist of what ssh logged.
+
+Source: mux.c, clientloop.c and PROTOCOL.mux of OpenSSH 9.2.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+from runcode.client import processes
+from runcode.client.private_files import is_private_folder
+from runcode.core.errors import RunCodeError, UnsafeInput
+from runcode.core.sshconfig import quote_path
+from runcode.core.terminal import printable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from runcode.client.sessions import Session
+
+# What became of a command that was handed to ssh.
+STARTED = "started"  # it may have run; its exit status is what ssh reported
+NO_MASTER = "no_master"  # it did not start: nobody answers on the control socket
+REFUSED = "refused"  # it did not start: the other side takes no more sessions on this connection
+
+CONNECT_TIMEOUT_S = 60.0
+CONTROL_TIMEOUT_S = 5.0
+_LOG_MAX = 64 * 1024
+# ssh writes these itself before it has sent the request, or on an explicit refusal.
+_NOT_STARTED = (
+    (re.compile(r"^Control socket connect\(.*\): ", re.MULTILINE), NO_MASTER),
+    (re.compile(r'^debug1: Control socket ".*" does not exist', re.MULTILINE), NO_MASTER),
+    (re.compile(r"^mux_client_request_session: session request failed: ", re.MULTILINE), REFUSED),
+    (re.compile(r"^Master refused session request: ", re.MULTILINE), REFUSED),
+)
+_DENIED = re.compile(r"^[^\n]*: Permission denied \([a-z,-]+\)\.\r?$", re.MULTILINE)
+
+
+class AuthenticationRefused(RunCodeError):
+    """The gateway did not accept the session's key: the one failure that a re-mint may heal."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "unauthorized",
+            "the gateway refused this session's key",
+            resolution="retry with `runcode connect WS --force`; is the workspace running? (`runcode list`)",
+        )
+
+
+def make_key(path: str, environ: Mapping[str, str]) -> str:
+    """A fresh Ed25519 key pair at `path` and `path.pub`; returns the public line. Nothing may be there yet."""
+    argv: list[str | bytes] = [processes.find_program("ssh-keygen", environ), "-q", "-t", "ed25519"]
+    argv += ["-N", "", "-C", "runcode", "-f", path]
+    status = processes.wait_or_kill(processes.spawn(argv, environ), 30.0)
+    if status != 0:
+        raise RunCodeError("io_error", f"ssh-keygen could not make a key in {os.path.dirname(path)}")
+    with open(path + ".pub", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def is_master_alive(session: Session, environ: Mapping[str, str]) -> bool:
+    """Does a master answer on the session's control socket?"""
+    return _has_socket(session) and _control(session, "check", environ) == 0
+
+
+def _has_socket(session: Session) -> bool:
+    """Raises `unsafe_path` when somebody else made the folder of the socket: what listens there is not ours."""
+    folder = os.path.dirname(session.control_path)
+    if not os.path.lexists(folder):
+        return False
+    if not is_private_folder(folder):
+        raise RunCodeError("unsafe_path", f"the folder of the control socket, {folder}, is not ours alone")
+    return os.path.exists(session.control_path)
+
+
+def close_master_at(session: Session, control_path: str, environ: Mapping[str, str]) -> None:
+    """End the master at this socket and whatever runs over it; nothing happens when there is none."""
+    if os.path.exists(control_path):
+        _control(session, "exit", environ, control_path)
+
+
+def _control(session: Session, verb: str, environ: Mapping[str, str], control_path: str | None = None) -> int | None:
+    argv: list[str | bytes] = [processes.find_program("ssh", environ), "-F", session.config_path]
+    if control_path is not None:
+        argv += ["-o", f"ControlPath={quote_path(control_path)}"]
+    argv += ["-O", verb, session.alias]
+    return processes.wait_or_kill(processes.spawn(argv, environ), CONTROL_TIMEOUT_S)
+
+
+def open_master(session: Session, environ: Mapping[str, str], *, timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+    """Connect and leave a master in the background. May be repeated: no command is part of it.
+
+    Raises AuthenticationRefused, `unsafe_bundle` when the host key is not the
+    pinned one, or `network`.
+    """
+    try:
+        # Whoever calls has found nobody alive there; a wedged master keeps its descriptor and drains.
+        os.unlink(session.control_path)
+    except FileNotFoundError:
+        pass
+    with _Log(session) as log:
+        argv: list[str | bytes] = [processes.find_program("ssh", environ), "-F", session.config_path, "-E", log.path]
+        argv += ["-o", "ControlMaster=yes", "-N", "-f", "-T", session.alias]
+        status = processes.wait_or_kill(processes.spawn(argv, environ), timeout_s)
+        text = log.read()
+    if status == 0 and os.path.exists(session.control_path):
+        return
+    if _DENIED.search(text):
+        raise AuthenticationRefused
+    if "Host key verification failed" in text:
+        raise UnsafeInput("the gateway's host key is not the one that the server named")
+    if status is None:
+        raise RunCodeError("network", f"no connection to {session.host}:{session.port} within {timeout_s:.0f} s")
+    raise RunCodeError("network", f"no connection to {session.host}:{session.port}: {_last_line(text)}")
+
+
+def run(
+    session: Session,
+    remote_command: str,
+    environ: Mapping[str, str],
+    attend: Callable[[int], int],
+    *,
+    stdin: int | None = None,
+    stdout: int | None = None,
+    stderr: int | None = None,
+    tty: bool = False,
+) -> tuple[str, int]:
+    """Run a command over the live master, once. Returns (what became of it, exit status).
+
+    `attend` is called with ssh's process id, reaps it and returns its status.
+    """
+    if not _has_socket(session):
+        return NO_MASTER, 255
+    with _Log(session) as log:
+        argv: list[str | bytes] = [processes.find_program("ssh", environ), "-F", session.config_path, "-E", log.path]
+        argv += ["-o", "LogLevel=DEBUG1", "-o", "ControlMaster=no", "-o", "ProxyCommand=false"]
+        argv += ["-tt" if tty else "-T", session.alias, os.fsencode(remote_command)]
+        status = attend(processes.spawn(argv, environ, stdin=stdin, stdout=stdout, stderr=stderr))
+        return (STARTED if status != 255 else classify(log.read())), status
+
+
+def classify(log: str) -> str:
+    """What ssh's own log of a failed call proves: NO_MASTER or REFUSED, else STARTED."""
+    for pattern, meaning in _NOT_STARTED:
+        if pattern.search(log):
+            return meaning
+    return STARTED
+
+
+def render_command(session: Session) -> str:
+    """What a person types to reach the workspace with plain ssh."""
+    from runcode.core.shellwords import join
+
+    return join(["ssh", "-F", session.config_path, session.alias])
+
+
+class _Log:
+    """A file of ssh's own messages for one call, beside the control socket; gone afterwards."""
+
+    def __init__(self, session: Session) -> None:
+        self.path = os.path.join(os.path.dirname(session.control_path), f"log-{os.getpid()}-{os.urandom(8).hex()}")
+
+    def __enter__(self) -> _Log:
+        # ssh opens it itself, with the mode that we give it here.
+        os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        return self
+
+    def __exit__(self, *_details: object) -> None:
+        try:
+            os.unlink(self.path)
+        except FileNotFoundError:
+            pass
+
+    def read(self) -> str:
+        with open(self.path, "rb") as file:
+            return file.read(_LOG_MAX).decode("utf-8", "replace").replace("\r\n", "\n")
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.split("\n") if line.strip()]
+    return printable(lines[-1].strip()) if lines else "ssh gave no reason"
