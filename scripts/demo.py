@@ -82,21 +82,21 @@ class Demo:
         self.server: subprocess.Popen[bytes] | None = None
 
     # ------------------------------------------------------------ running things
-    def run(self, *words: str, expect: int = 0, stdin: str | None = None, show: int = 12) -> str:
+    def run(self, *words: str, expect: int = 0, stdin: str = "", show: int = 12, secret: bool = False) -> str:
         """Run one command of `.venv/bin`, show it and its output; any other exit status ends the demo."""
         command = [str(BIN / words[0]), *words[1:]]
         self.screen.command(command)
         began = time.monotonic()
         done = subprocess.run(
             command,
-            input=stdin if stdin is not None else "",
+            input=stdin,
             capture_output=True,
             text=True,
             env=self.environment,
             cwd=self.project_folder,
             check=False,
         )
-        self.screen.output(done.stdout, last=show)
+        self.screen.output("(a token, not shown)" if secret else done.stdout, last=show)
         self.screen.output(done.stderr, last=show)
         self.screen.done(done.returncode, time.monotonic() - began)
         if done.returncode != expect:
@@ -149,7 +149,8 @@ class Demo:
     # ------------------------------------------------------------ the story
     def play(self) -> None:
         project = demo_project.load_project()
-        for folder in ("data", "config", "cache", "project"):
+        # The data folder stays: a server of an earlier, interrupted demo may have left its box to adopt.
+        for folder in ("config", "cache", "project"):
             shutil.rmtree(DEMO / folder, ignore_errors=True)
         self.project_folder.mkdir(parents=True)
 
@@ -157,11 +158,18 @@ class Demo:
         facts = self.start_server()
 
         self.screen.step("Sign the CLI in (an agent never sees a key or a password)")
-        api, token = str(facts["api_base"]), str(facts["token"])
-        self.run("runcode", "login", "--paste", "--api-base", api, "--web-base", str(facts["web_base"]), stdin=token)
+        data = str(DEMO / "data")
+        token = facts.get("token") or self.run(
+            "runcode-server", "token", "create", "demo", "--data-dir", data, secret=True
+        )
+        api = str(facts["api_base"])
+        self.run(
+            "runcode", "login", "--paste", "--api-base", api, "--web-base", str(facts["web_base"]), stdin=str(token)
+        )
 
         self.screen.step("Create a workspace, as its operator")
-        data = str(DEMO / "data")
+        if TITLE in self.run("runcode-server", "workspace", "list", "--data-dir", data):
+            self.run("runcode-server", "workspace", "delete", TITLE, "--data-dir", data)
         self.run("runcode-server", "workspace", "create", TITLE, "--data-dir", data, "--runtime", RUNTIME)
         self.run("runcode", "list")
 

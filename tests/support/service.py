@@ -71,7 +71,12 @@ class Service:
     def operator(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """One of the operator's verbs on this data folder."""
         done = subprocess.run(
-            [SERVER, *words, "--data-dir", str(self.data_dir)], capture_output=True, text=True, check=False, timeout=120
+            [SERVER, *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            env={**os.environ, "RUNCODE_DATA_DIR": str(self.data_dir)},
         )
         assert not check or done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done

@@ -157,9 +157,13 @@ class DataFolder:
                 for piece in pieces:
                     os.rename(piece, self.path / piece.name)
                 fsync_folder(self.path)
-            except BaseException:
+            except BaseException as error:
                 if not self.initialised:
                     self._clear_leftovers()
+                if isinstance(error, RunCodeError):
+                    # A path that is gone by now would only puzzle whoever reads it.
+                    message = error.message.replace(str(staging.path), str(self.path))
+                    raise RunCodeError(error.code, message, resolution=error.resolution) from error
                 raise
             staging.path.rmdir()
 
