@@ -120,6 +120,7 @@ Subsystem sftp internal-sftp
         if self._server is not None:
             asyncio.get_running_loop().remove_reader(self._server)
             self._server.close()
+            self._server = None
         for child in self.children:
             if child.poll() is None:
                 child.terminate()
