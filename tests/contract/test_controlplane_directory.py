@@ -1,0 +1,123 @@
+"""The control plane behind the gateway's port: the same contract that the gateway's own fake passes."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from support.controlplane_fakes import FakeRuntime, make_reconciler, open_plane, set_endpoint, until
+from support.gateway_directory_contract import DirectoryContract
+
+from runcode.controlplane.plane import ControlPlane
+from runcode.controlplane.reconciler import Reconciler
+from runcode.gateway.directory import AdmissionFacts, ChangeBatch, SessionFacts, WorkspaceFacts
+from runcode.runtimes.base import TcpEndpoint, UnixEndpoint
+
+OWNER = "ann@example.org"
+
+
+class Adapter:
+    """What the composition root does, in small."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self._plane = plane
+
+    async def load_admission_facts(self, title: str, key_fingerprint: str) -> AdmissionFacts:
+        facts = await self._plane.admission.load_admission_facts(title, key_fingerprint)
+        found, box = facts.session, facts.workspace
+        return AdmissionFacts(
+            session=None if found is None else SessionFacts(**vars(found)),
+            workspace=None
+            if box is None
+            else WorkspaceFacts(
+                workspace_id=box.workspace_id,
+                title=box.title,
+                running=box.running,
+                principal=box.principal,
+                host_key=box.host_key,
+                socket_path=box.endpoint.socket_path if isinstance(box.endpoint, UnixEndpoint) else None,
+                address=(box.endpoint.host, box.endpoint.port) if isinstance(box.endpoint, TcpEndpoint) else None,
+            ),
+        )
+
+    async def sign_workspace_certificate(self, *, session_id: int, workspace_id: int, public_key: str) -> str:
+        return await self._plane.certificates.sign_workspace_certificate(
+            session_id=session_id, workspace_id=workspace_id, public_key=public_key
+        )
+
+    async def watch_changes(self) -> AsyncIterator[ChangeBatch]:
+        async for batch in self._plane.changes.watch():
+            yield ChangeBatch(**vars(batch))
+
+
+class World:
+    def __init__(self, plane: ControlPlane, reconciler: Reconciler) -> None:
+        self._plane = plane
+        self._reconciler = reconciler
+        self.directory = Adapter(plane)
+        self.ca_line = plane.certificates.workspace_ca_line
+
+    async def add_running_workspace(self, title: str) -> int:
+        workspace = await self._plane.workspaces.create_workspace(title, OWNER, runtime="fake")
+        await self._plane.workspaces.request_start(title)
+
+        async def up() -> bool:
+            return (await self._plane.workspaces.load_workspace(title)).running
+
+        await until(up)
+        return workspace.id
+
+    async def add_session(self, title: str, public_line: str, *, ttl_s: float) -> int:
+        token = await self._plane.tokens.create_token(OWNER, "laptop")
+        caller = await self._plane.tokens.authenticate(token.plaintext)
+        workspace = await self._plane.workspaces.load_workspace(title)
+        grant = await self._plane.sessions.register_session(
+            caller, workspace.id, raw_public_key=public_line, raw_ttl=int(ttl_s)
+        )
+        return grant.session.id
+
+    async def withdraw_session(self, session_id: int) -> None:
+        await self._plane.sessions.revoke_session(session_id)
+
+    async def stop_workspace(self, title: str) -> None:
+        await self._plane.workspaces.request_stop(title)
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with open_plane(tmp_path) as plane:
+        set_endpoint(plane)
+        await plane.users.create_user(OWNER)
+        reconciler = make_reconciler(plane, FakeRuntime())
+        await reconciler.start()
+        yield World(plane, reconciler)
+        await reconciler.close()
+
+
+class TestControlPlaneDirectory(DirectoryContract):
+    async def test_a_change_of_another_process_is_told_within_a_heartbeat_or_two(self, world: World) -> None:
+        line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFh"
+        await world.add_running_workspace("alpha-9")
+        session_id = await world.add_session("alpha-9", line, ttl_s=60)
+        feed = world.directory.watch_changes()
+        assert (await anext(feed)).everything
+        script = (
+            "import asyncio, sys\nfrom pathlib import Path\n"
+            "from runcode.controlplane.plane import ControlPlane, ControlPlaneSettings\n"
+            "async def main():\n"
+            "    plane = await ControlPlane.open(ControlPlaneSettings(Path(sys.argv[1]), Path(sys.argv[2])))\n"
+            "    await plane.sessions.revoke_session(int(sys.argv[3]))\n"
+            "    await plane.close()\n"
+            "asyncio.run(main())\n"
+        )
+        settings = world._plane.settings
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", script, str(settings.database), str(settings.keys_folder), str(session_id)
+        )
+        while session_id not in (batch := await anext(feed)).session_ids:
+            assert not batch.everything
+        assert await process.wait() == 0
+        await feed.aclose()  # type: ignore[attr-defined]
