@@ -25,6 +25,7 @@ from runcode.client.private_files import (
     write_private_file,
 )
 from runcode.core import names
+from runcode.core.digests import sha256_hex
 from runcode.core.errors import RunCodeError
 from runcode.core.values import Value
 
@@ -51,9 +52,7 @@ class Attachment(Value):
 
 
 def file_name(scope: str, key: str) -> str:
-    import hashlib
-
-    return f"{scope}-{hashlib.sha256(os.fsencode(key)).hexdigest()[:32]}"
+    return f"{scope}-{sha256_hex(os.fsencode(key))[:32]}"
 
 
 def attach(settings: Settings, workspace_id: int, title: str) -> Attachment:

@@ -18,6 +18,7 @@ import re
 from runcode.client import paths
 from runcode.client.private_files import ensure_private_folder, read_private_file, remove_file, write_private_file
 from runcode.core import names, wire
+from runcode.core.digests import sha256_hex
 from runcode.core.errors import RunCodeError, UnsafeInput
 from runcode.core.values import Value
 
@@ -171,9 +172,7 @@ def _find_saved_bases(config: str) -> tuple[str, str] | None:
 
 
 def _digest(token: str) -> str:
-    import hashlib
-
-    return hashlib.sha256(token.encode()).hexdigest()
+    return sha256_hex(token.encode())
 
 
 def _read_token_file(path: str, stdin: BinaryIO | None) -> str:

@@ -15,6 +15,8 @@ signals. The wrapper stays alive as the command's parent, reports 128+N, and is
 found again by its nonce, so that a second session can signal its process group
 (sshd makes each session a group leader). It travels in the environment, not in
 the arguments: `pgrep -f` and `pkill -f` on the box must not find the wrapper.
+SHLVL is set because bash below sshd reads ~/.bashrc at level 1 (Debian's
+SSH_SOURCE_BASHRC): the login shell did, and a chatty or slow one runs once only.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ def render_exec(words: list[str], *, workdir: str | None, nonce: str) -> str:
     folder = '"$HOME"' if workdir is None else _inner_quote(workdir)
     mode = "line" if len(words) == 1 else "argv"
     request = f"d={folder} m={mode}; set -- " + " ".join(_inner_quote(word) for word in words)
-    return "exec /usr/bin/env " + join([f"RUNCODE_EXEC={request}", "/bin/sh", "-c", _EXEC_SCRIPT, "runcode", nonce])
+    return "exec /usr/bin/env " + join(
+        ["SHLVL=1", f"RUNCODE_EXEC={request}", "/bin/sh", "-c", _EXEC_SCRIPT, "runcode", nonce]
+    )
 
 
 def render_signal(signal_name: str, nonce: str) -> str:

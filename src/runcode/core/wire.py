@@ -79,6 +79,7 @@ def _parse_workspace(raw: object, *, shared: bool) -> Workspace | None:
     workspace_id, title = raw.get("id"), raw.get("title")
     if type(workspace_id) is not int or not 0 < workspace_id < 2**63 or not is_title(title):
         return None
+    assert isinstance(title, str)
     custom_title = raw.get("custom_title")
     state = raw.get("interim_state") or raw.get("current_state")
     return Workspace(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from runcode.cli.arguments import Parser
+from runcode.cli.arguments import bare_parser
 from runcode.client.settings import forget_token
 
 TYPE_CHECKING = False
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    return Parser(prog="runcode logout", description="Forget the saved token.", allow_abbrev=False).parse_args(words)
+    return bare_parser("logout", "Forget the saved token.").parse_args(words)
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
