@@ -21,6 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 
+from direct_sshd import SAME_ALGORITHMS, direct_sshd  # noqa: E402
+
 from support.service import RUNCODE, Laptop, Service, running_service  # noqa: E402
 
 TITLE = "bench-box"
@@ -60,12 +62,11 @@ def interleaved(runs: int, ours: Callable[[], float], reference: Callable[[], fl
     return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
 
 
-def measure(service: Service, laptop: Laptop, runs: int) -> list[Row]:
+def measure(service: Service, laptop: Laptop, direct: list[str], runs: int) -> list[Row]:
     laptop.login(service)
     laptop.runcode("connect", TITLE, "--start", "--wait")
     bundle = laptop.json("connect", TITLE)
     config, alias = str(bundle["config"]), str(bundle["alias"])
-    row = next(row for row in service.operator_json("workspace", "list") if row["title"] == TITLE)
 
     def run(*command: str, stdin: bytes | None = None) -> float:
         return timed(list(command), environment=laptop.environment, folder=laptop.project, stdin=stdin)
@@ -74,8 +75,7 @@ def measure(service: Service, laptop: Laptop, runs: int) -> list[Row]:
         return run(str(Path(RUNCODE).with_name("python3")), "-I", "-S", "-c", "pass")
 
     ssh = ["ssh", "-F", config]
-    cold = [*ssh, "-S", "none", alias, "true"]
-    direct = direct_ssh(service, row, laptop.home)
+    cold = [*ssh, "-S", "none", *SAME_ALGORITHMS, alias]
     rows = []
 
     def add(name: str, target: float | None, count: int, ours: Callable[[], float], ref: Callable[[], float]) -> None:
@@ -86,44 +86,22 @@ def measure(service: Service, laptop: Laptop, runs: int) -> list[Row]:
     exec_true = (RUNCODE, "exec", "--", "true")
     add("exec -- true / ssh true, live master", 1.75, runs, lambda: run(*exec_true), lambda: run(*ssh, alias, "true"))
     add("connect, cached / python -I -S -c pass", 4, runs, lambda: run(RUNCODE, "connect", TITLE), python)
-    add("cold ssh via gateway / direct sshd", 1.15, runs, lambda: run(*cold), lambda: run(*direct, "true"))
+    add("cold ssh via gateway / direct sshd", 1.15, runs, lambda: run(*cold, "true"), lambda: run(*direct, "true"))
     payload = os.urandom(64 << 20)
     sink = "cat >/dev/null"
     heavy = max(3, runs // 6)
-    cold_up = (*ssh, "-S", "none", alias, sink)
     add(
         "upload 64 MB via gateway / direct",
         1 / 0.85,
         heavy,
-        lambda: run(*cold_up, stdin=payload),
+        lambda: run(*cold, sink, stdin=payload),
         lambda: run(*direct, sink, stdin=payload),
     )
     source = "head -c 67108864 /dev/zero"
-    cold_down = (*ssh, "-S", "none", alias, source)
-    add("download 64 MB via gateway / direct", 1 / 0.85, heavy, lambda: run(*cold_down), lambda: run(*direct, source))
-    return rows
-
-
-def direct_ssh(service: Service, row: dict[str, object], folder: Path) -> list[str]:
-    """An ssh command to the box's own sshd past the gateway, with a certificate of its CA."""
-    key = folder / "direct"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(key)], check=True)
-    sign = ["ssh-keygen", "-q", "-s", str(service.data_dir / "keys" / "workspace_ca"), "-I", "bench"]
-    subprocess.run([*sign, "-n", f"workspace-{row['id']}", "-V", "-1m:+1h", f"{key}.pub"], check=True)
-    pump = ROOT / "tests" / "support" / "socket_listener.py"
-    port_file = folder / "direct.port"
-    PUMPS.append(
-        subprocess.Popen([sys.executable, str(pump), str(row["endpoint"]), str(port_file)], stdin=subprocess.DEVNULL)
+    add(
+        "download 64 MB via gateway / direct", 1 / 0.85, heavy, lambda: run(*cold, source), lambda: run(*direct, source)
     )
-    while not port_file.exists() or not port_file.read_text():
-        time.sleep(0.01)
-    options = ["-i", str(key), "-o", "IdentitiesOnly=yes", "-o", "StrictHostKeyChecking=no", "-o", "BatchMode=yes"]
-    options += ["-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR", "-p", port_file.read_text()]
-    options += ["-o", "KexAlgorithms=curve25519-sha256", "-o", "Ciphers=aes128-gcm@openssh.com"]
-    return ["ssh", "-F", "/dev/null", *options, "ubuntu@127.0.0.1"]
-
-
-PUMPS: list[subprocess.Popen[bytes]] = []
+    return rows
 
 
 def main() -> int:
@@ -134,12 +112,8 @@ def main() -> int:
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder, running_service(Path(folder) / "service") as service:
         service.operator("workspace", "create", TITLE)
-        try:
-            rows = measure(service, Laptop(Path(folder) / "laptop"), options.runs)
-        finally:
-            for pump in PUMPS:
-                pump.kill()
-                pump.wait()
+        with direct_sshd(Path(folder) / "direct") as direct:
+            rows = measure(service, Laptop(Path(folder) / "laptop"), direct, options.runs)
     if options.json:
         print(json.dumps([vars(row) for row in rows], indent=1))
         return 0

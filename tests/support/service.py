@@ -28,6 +28,7 @@ class Service:
     """One running server. `facts` is its ready file."""
 
     def __init__(self, folder: Path, *, ssh: str = "127.0.0.1:0", http: str = "127.0.0.1:0") -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.data_dir = folder / "data"
         self.ready_file = folder / "ready.json"
         self.log = folder / "server.log"
