@@ -8,9 +8,9 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 import pytest
-from support.gateway_box import Client, Scene, connect_asyncssh, open_scene
 
 from runcode.gateway.admission import AdmissionPolicy
+from support.gateway_box import Client, Scene, connect_asyncssh, open_scene
 
 
 @pytest.fixture
@@ -186,5 +186,5 @@ async def test_closing_waits_for_those_who_finish(scene: Scene) -> None:
     await scene.gateway.close(grace_s=10)
     out, _ = await process.communicate()
     assert (process.returncode, out) == (4, b"done\n")
-    with pytest.raises(OSError, match="refused|Connect call failed"):
+    with pytest.raises(OSError, match=r"refused|Connect call failed"):
         await connect_asyncssh(scene, client)

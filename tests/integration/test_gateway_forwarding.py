@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+
 from support.gateway_box import Client, Scene, connect_asyncssh, open_scene, require_program
 
 

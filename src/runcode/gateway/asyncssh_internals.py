@@ -225,14 +225,13 @@ class _Leg(SSHConnection):
             peer._uncork()
 
     def process_packet(self, pkttype: int, pktid: int, packet: SSHPacket) -> bool | Awaitable[None]:
-        if pkttype < packets.FIRST_RELAYED:
+        if pkttype < packets.GLOBAL_REQUEST:
             return super().process_packet(pkttype, pktid, packet)
-        payload = packet.get_full_payload()
-        if pkttype > packets.LAST_RELAYED or self.owner is None:
-            return False
+        if pkttype not in packets.RELAYED or self.owner is None:
+            return False  # answered as unimplemented
         if self._kex is not None or self._next_recv_encryption is not None:
             raise asyncssh.ProtocolError("Message inside a key exchange")
-        self.owner.received(self.side, payload)
+        self.owner.received(self.side, packet.get_full_payload())
         return True
 
     def log_received_packet(self, *_arguments: object, **_options: object) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
+import socket
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,7 +72,18 @@ class GatewayServer:
         self._legs: weakref.WeakSet[ClientLeg] = weakref.WeakSet()
 
     async def start(self, host: str, port: int) -> int:
-        """Listen, and return the port. Raises RunCodeError (asyncssh unknown, host key unusable) or OSError."""
+        """Listen there, and return the port. Raises OSError, or what `start_on` does."""
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        listener.setblocking(False)
+        try:
+            await self.start_on(listener)
+        except BaseException:
+            listener.close()
+            raise
+        return int(listener.getsockname()[1])
+
+    async def start_on(self, listener: socket.socket) -> None:
+        """Serve on a bound socket. Raises RunCodeError (asyncssh unknown, host key unusable)."""
         require_known_asyncssh()
         # asyncssh's own lines carry user names and texts of peers; ours are in the gateway's loggers.
         asyncssh.set_log_level(logging.CRITICAL)
@@ -91,11 +103,9 @@ class GatewayServer:
             lobby=self._lobby,
         )
         self._listener = await asyncio.get_running_loop().create_server(
-            lambda: self._make_leg(options, context), host, port, backlog=_BACKLOG
+            lambda: self._make_leg(options, context), sock=listener, backlog=_BACKLOG
         )
         await self._watcher.start()
-        bound_port: int = self._listener.sockets[0].getsockname()[1]
-        return bound_port
 
     async def close(self, grace_s: float = 0.0) -> None:
         """Take no one new; let live connections end by themselves for `grace_s`; then end them."""

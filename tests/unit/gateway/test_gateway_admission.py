@@ -104,9 +104,7 @@ class TestMayContinue:
             replace(FACTS, session=replace(SESSION, withdrawn=True)),
             replace(FACTS, workspace=replace(WORKSPACE, running=False)),
             replace(FACTS, session=replace(SESSION, session_id=6)),
-            AdmissionFacts(
-                session=replace(SESSION, workspace_id=43), workspace=replace(WORKSPACE, workspace_id=43)
-            ),
+            AdmissionFacts(session=replace(SESSION, workspace_id=43), workspace=replace(WORKSPACE, workspace_id=43)),
         ],
     )
     def test_cut(self, facts: AdmissionFacts) -> None:
