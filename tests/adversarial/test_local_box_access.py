@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from support.runtime_boxes import Boxes
 from support.runtime_ssh import SshClient, WorkspaceCa, render_public
 

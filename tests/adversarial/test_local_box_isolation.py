@@ -6,12 +6,15 @@ Where the host's own view can tell, it is asked as well: a box could lie about i
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 import subprocess
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+
 from support.runtime_boxes import Boxes, find_host_processes
 from support.runtime_ssh import SshClient
 
@@ -320,6 +323,58 @@ async def test_the_log_is_bounded_and_printable_whatever_the_box_writes(boxes: B
     assert all(line.split(" ", 1)[1].startswith("box: ") for line in forged)
     ended = [line for line in lines if line.split(" ", 1)[1] == "keeper: the box has ended"]
     assert len(ended) == 1
+
+
+_SERVER_WITH_A_KEY = """
+import asyncio, ctypes, os, pickle, sys
+from pathlib import Path
+from runcode.runtimes.base import WorkspaceSpec
+from runcode.runtimes.local.runtime import LocalRuntime
+libc = ctypes.CDLL(None, use_errno=True)
+ADD_KEY, KEYCTL = (248, 250) if os.uname().machine == "x86_64" else (217, 219)
+assert libc.syscall(KEYCTL, 1, None, 0, 0, 0) > 0
+key = libc.syscall(ADD_KEY, b"user", b"runcode-test-7777", b"server-secret", 13, -3)
+assert key > 0, os.strerror(ctypes.get_errno())
+# As generous as a key can be: possession is what must be missing.
+assert libc.syscall(KEYCTL, 5, key, 0x3f3f3f00 | 0x3f000000, 0, 0) == 0
+root, spec = pickle.load(sys.stdin.buffer)
+async def main():
+    async for _ in LocalRuntime(Path(root)).start(WorkspaceSpec(**spec)):
+        pass
+asyncio.run(main())
+"""
+
+
+async def test_the_servers_keyring_stays_with_the_server(boxes: Boxes) -> None:
+    spec = boxes.new_spec()
+    subprocess.run(
+        [sys.executable, "-c", _SERVER_WITH_A_KEY], input=pickle.dumps((str(boxes.root), vars(spec))), check=True
+    )
+    said = run_python(
+        await boxes.client(spec),
+        """
+        import ctypes, os
+        libc = ctypes.CDLL(None, use_errno=True)
+        KEYCTL = 250 if os.uname().machine == "x86_64" else 219
+        # KEYCTL_SEARCH in the session keyring (-3)
+        print(libc.syscall(KEYCTL, 10, -3, b"user", b"runcode-test-7777", 0) > 0)
+        """,
+    )
+    assert said == "False\n"
+
+
+async def test_no_descriptor_of_the_hosts_reaches_the_box(boxes: Boxes) -> None:
+    spec = boxes.new_spec()
+    (await boxes.open(spec)).text("setsid -f sleep 7200 >/dev/null 2>&1 </dev/null")
+    seen = []
+    for pid in box_pids(boxes):
+        try:
+            seen += [os.readlink(f"/proc/{pid}/fd/{name}") for name in os.listdir(f"/proc/{pid}/fd")]
+        except FileNotFoundError:
+            continue
+    assert seen
+    for target in seen:
+        assert target.partition(":")[0] in ("pipe", "socket", "anon_inode", "/dev/null", "/"), target
 
 
 async def test_a_box_cannot_take_every_pty_or_process_of_the_machine(boxes: Boxes) -> None:

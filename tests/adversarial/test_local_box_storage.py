@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
-from support.runtime_boxes import Boxes, start_box
 
 from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import ObservedState
 from runcode.runtimes.local.runtime import LocalRuntime
+from support.runtime_boxes import Boxes, start_box
 
 pytest_plugins = ["support.runtime_fixtures"]
 

@@ -10,6 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from runcode.core.errors import RunCodeError
+from runcode.runtimes.base import ObservedState, Runtime, TcpEndpoint, UnixEndpoint, WorkspaceSpec
+from runcode.runtimes.local.runtime import LocalRuntime
+from runcode.runtimes.unix_sockets import open_unix_socket
 from support.runtime_boxes import find_host_processes, new_workspace_id
 from support.runtime_fake import (
     BrokenRuntime,
@@ -21,11 +26,6 @@ from support.runtime_fake import (
     SlowRuntime,
 )
 from support.runtime_ssh import WorkspaceCa
-
-from runcode.core.errors import RunCodeError
-from runcode.runtimes.base import ObservedState, Runtime, TcpEndpoint, UnixEndpoint, WorkspaceSpec
-from runcode.runtimes.local.runtime import LocalRuntime
-from runcode.runtimes.unix_sockets import open_unix_socket
 
 pytest_plugins = ["support.runtime_fixtures"]
 

@@ -11,14 +11,14 @@ import time
 from pathlib import Path
 
 import pytest
-from support.runtime_boxes import Boxes, find_host_processes, start_box, wait_until
-from support.runtime_ssh import SshClient, WorkspaceCa
 
 from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import ObservedState, UnixEndpoint
 from runcode.runtimes.local import keepers
 from runcode.runtimes.local.layout import Layout
 from runcode.runtimes.local.runtime import LocalRuntime
+from support.runtime_boxes import Boxes, find_host_processes, start_box, wait_until
+from support.runtime_ssh import SshClient, WorkspaceCa
 
 pytest_plugins = ["support.runtime_fixtures"]
 
@@ -155,10 +155,9 @@ async def test_a_keeper_killed_at_any_moment_of_a_start_leaves_nothing(boxes: Bo
                     pass
                 break
             await asyncio.sleep(0)
-        try:
-            await starting
-        except RunCodeError as error:
-            assert error.code == "not_ready"
+        # It came up just before it was killed, or did not; anything else fails here.
+        outcome = (await asyncio.gather(starting, return_exceptions=True))[0]
+        assert isinstance(outcome, list) or getattr(outcome, "code", None) == "not_ready", outcome
         assert wait_until(lambda: find_host_processes(boxes.root) == {}), find_host_processes(boxes.root)
         assert (await boxes.runtime.inspect(spec.workspace_id)).state is ObservedState.STOPPED
 
@@ -298,7 +297,7 @@ async def test_a_full_disk_at_start_says_so_and_leaves_nothing(tmp_path: Path) -
         assert (await runtime.inspect(1)).state is ObservedState.STOPPED
         assert find_host_processes(small) == {}
         assert list((small / "root" / "workspaces" / "1").glob("box-*")) == []
-        assert [path for path in (small / "root").rglob("*.new*")] == []
+        assert list((small / "root").rglob("*.new*")) == []
         await runtime.destroy(1)
     finally:
         subprocess.run(["umount", small], check=True)

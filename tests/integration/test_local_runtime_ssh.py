@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from support.runtime_boxes import Boxes, start_box, wait_until
 from support.runtime_ssh import SshClient
 

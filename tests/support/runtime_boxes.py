@@ -7,10 +7,9 @@ import os
 import time
 from pathlib import Path
 
-from support.runtime_ssh import SshClient, WorkspaceCa
-
 from runcode.runtimes.base import Checkpoint, ObservedState, UnixEndpoint, WorkspaceSpec
 from runcode.runtimes.local.runtime import LocalRuntime
+from support.runtime_ssh import SshClient, WorkspaceCa
 
 _ids = itertools.count(1)
 

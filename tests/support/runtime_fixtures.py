@@ -6,14 +6,14 @@ process of a box or a keeper is left.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from support.runtime_boxes import Boxes, find_host_processes
 
 from runcode.runtimes.base import ObservedState
 from runcode.runtimes.local.runtime import LocalRuntime
+from support.runtime_boxes import Boxes, find_host_processes
 
 
 @pytest.fixture(scope="session")
@@ -23,12 +23,12 @@ def local_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def local_runtime(local_root: Path) -> Iterator[LocalRuntime]:
+def local_runtime(local_root: Path) -> LocalRuntime:
     runtime = LocalRuntime(local_root)
     obstacle = runtime.find_obstacle()
     # A missing real part fails the run, with the fix.
     assert obstacle is None, obstacle
-    yield runtime
+    return runtime
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runcode.runtimes.local.layout import write_new_file
-from runcode.runtimes.local.storage import remove_tree
+from runcode.runtimes.local.storage import remove_abandoned, remove_tree
 
 _FORMAT = 1
 _FILE_MAX = 4 * 1024 * 1024
@@ -152,6 +152,7 @@ def build_etc(folder: Path, host_etc: Path = HOST_ETC) -> Path:
 
 def remove_stale_trees(folder: Path, in_use: set[str]) -> None:
     """Remove trees that no plan names. `in_use` must hold those of all running boxes, and the newest."""
+    remove_abandoned(folder.glob(".new-*"))
     for tree in folder.iterdir():
         if tree.name not in in_use and not tree.name.startswith(".new-"):
             remove_tree(tree)

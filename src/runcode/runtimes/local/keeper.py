@@ -341,6 +341,7 @@ def place_descriptors(wanted: dict[int, int]) -> None:
 
 def prepare_box(box_plan: plan.BoxPlan) -> list[str]:
     """Enter the stage and drop root when we have it; argv of bwrap as seen from there."""
+    staging.leave_session_keyring()
     facts = collect_host_facts(box_plan.disable_userns)
     here = os.getcwd()
     etc, box = box_plan.etc_folder, box_plan.box_folder

@@ -17,7 +17,7 @@ from pathlib import Path
 from runcode.core.terminal import printable
 from runcode.runtimes.local import keeper, plan
 from runcode.runtimes.local.layout import Layout, make_private_folder, write_new_file
-from runcode.runtimes.local.storage import remove_tree
+from runcode.runtimes.local.storage import remove_abandoned, remove_tree
 
 KEEPER_MODULE = "runcode.runtimes.local.keeper"
 KEEPER_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
@@ -87,6 +87,7 @@ def find_interpreter() -> str | None:
 
 def probe(machine: Machine, layout: Layout, host_uid: int | None) -> None:
     """Start a box that opens a pty and ends. Raises Obstacle when this machine does not let it."""
+    remove_abandoned(layout.root.glob("probe-*"))
     folder = layout.root / f"probe-{secrets.token_hex(6)}"
     try:
         make_private_folder(folder)

@@ -19,6 +19,7 @@ Mounting devpts needs the real root, hence here and not there.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 
@@ -32,6 +33,9 @@ MNT_DETACH = 2
 CLONE_NEWNS = 0x00020000
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
+KEYCTL_JOIN_SESSION_KEYRING = 1
+# keyctl(2) has no wrapper in libc.
+_KEYCTL_NUMBERS = {"x86_64": 250, "aarch64": 219, "riscv64": 219, "ppc64le": 271, "s390x": 280}
 
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 USR_LINKS = ("bin", "lib", "lib64", "lib32", "libx32", "sbin")
@@ -60,6 +64,21 @@ def _mount(source: str | None, target: str, kind: str | None, flags: int, option
 def become_subreaper() -> None:
     """Orphans below this process become its children, so that it can wait for the last one."""
     _check(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "prctl subreaper")
+
+
+def leave_session_keyring() -> None:
+    """A new, empty session keyring.
+
+    Threat: keyrings are no part of any namespace. Without this the box would possess
+    the one of whoever started the server, and could read the secrets in it.
+    """
+    number = _KEYCTL_NUMBERS.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, f"keyctl is not known for {os.uname().machine}")
+    joined = _libc.syscall(ctypes.c_long(number), ctypes.c_long(KEYCTL_JOIN_SESSION_KEYRING), None, None, None, None)
+    # A kernel without keyrings, or a container that forbids them (to us and so to the box), has none to leave.
+    if joined < 0 and ctypes.get_errno() not in (errno.ENOSYS, errno.EPERM):
+        _check(-1, "keyctl join session keyring")
 
 
 def enter_stage(stage: str, folders: dict[str, str], files: dict[str, str]) -> None:

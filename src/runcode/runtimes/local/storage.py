@@ -14,10 +14,13 @@ from __future__ import annotations
 import itertools
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from runcode.runtimes.local.layout import WorkspaceFolder, make_private_folder, write_new_file
+
+_ABANDONED_S = 3600.0
 
 _PROFILE = """\
 # ~/.profile: read by login shells.
@@ -86,6 +89,16 @@ def remove_tree(path: Path) -> None:
     finally:
         os.close(top)
     os.rmdir(path)
+
+
+def remove_abandoned(folders: Iterable[Path]) -> None:
+    """What a crash left half-made: folders that nobody has touched for an hour."""
+    for path in folders:
+        try:
+            if time.time() - path.lstat().st_mtime > _ABANDONED_S:
+                remove_tree(path)
+        except FileNotFoundError:
+            continue
 
 
 def _empty_folder(folder: int, top: int, numbers: Iterator[int]) -> list[str]:
