@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from support.controlplane_fakes import FakeRuntime, make_reconciler, open_plane, set_endpoint, until
-from support.gateway_directory_contract import DirectoryContract
 
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.reconciler import Reconciler
 from runcode.gateway.directory import AdmissionFacts, ChangeBatch, SessionFacts, WorkspaceFacts
 from runcode.runtimes.base import TcpEndpoint, UnixEndpoint
+from support.controlplane_fakes import FakeRuntime, make_reconciler, open_plane, set_endpoint, until
+from support.gateway_directory_contract import DirectoryContract
 
 OWNER = "ann@example.org"
 

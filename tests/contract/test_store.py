@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import create_engine, func, select
-from support.controlplane_fakes import START
 
 from runcode.controlplane import changes
 from runcode.controlplane.store import migrate
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import Base, ChangeRow
 from runcode.core.errors import RunCodeError
+from support.controlplane_fakes import START
 
 _REFUSAL = "import asyncio, sys\nfrom pathlib import Path\nfrom runcode.controlplane.store.engine import Store\n"
 
@@ -82,11 +82,15 @@ async def test_the_models_are_what_the_migrations_make(tmp_path: Path) -> None:
 
 async def test_a_transaction_is_whole_or_nothing(tmp_path: Path) -> None:
     store = await Store.open(tmp_path / "a.db")
-    with pytest.raises(KeyError):
+
+    async def crash() -> None:
         async with store.write() as session:
             changes.append_change(session, changes.CREATED, START)
             await session.flush()
             raise KeyError
+
+    with pytest.raises(KeyError):
+        await crash()
     assert await count_changes(store) == 0
     await store.close()
 
@@ -160,7 +164,9 @@ async def test_the_probe_sees_commits_of_anybody_and_nothing_else(tmp_path: Path
     await other.close()
 
 
-@pytest.mark.parametrize("content", [b"", b"not a database at all", b"SQLite format 3\x00" + b"\xff" * 500, b"\x00" * 8192])
+@pytest.mark.parametrize(
+    "content", [b"", b"not a database at all", b"SQLite format 3\x00" + b"\xff" * 500, b"\x00" * 8192]
+)
 async def test_a_file_that_is_no_database_is_left_as_it_was(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.db"
     path.write_bytes(content)
@@ -330,6 +336,32 @@ except RunCodeError as error:
         run = await asyncio.to_thread(run_python, script, str(path))
     assert (run.stdout, run.stderr) == ("busy\n", "")
     await store.close()
+
+
+async def test_a_task_that_is_cancelled_mid_transaction_leaves_no_lock(tmp_path: Path) -> None:
+    # A statement that was in the driver's thread when its task ended must not leave a transaction behind.
+    store, other = await Store.open(tmp_path / "a.db"), await Store.open(tmp_path / "a.db")
+
+    async def slow_append() -> None:
+        async with store.write() as session:
+            await session.scalar(select(func.count(ChangeRow.id)))
+            changes.append_change(session, changes.CREATED, START)
+
+    kept = []
+    for turn in range(150):
+        task = asyncio.create_task(slow_append())
+        for _ in range(turn % 50):
+            await asyncio.sleep(0)
+        await asyncio.sleep((turn % 30) / 10_000)
+        task.cancel()
+        # Keep the traceback and its cursors alive, as a logged exception would.
+        kept += await asyncio.gather(task, return_exceptions=True)
+        # With the fault, this one waits for the busy timeout and is then refused.
+        await append(other)
+    assert any(isinstance(result, asyncio.CancelledError) for result in kept)
+    assert 150 <= await count_changes(store) <= 300
+    await store.close()
+    await other.close()
 
 
 async def test_ids_are_never_reused(tmp_path: Path) -> None:

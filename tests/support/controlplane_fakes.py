@@ -22,6 +22,7 @@ from runcode.controlplane.app import make_app
 from runcode.controlplane.changes import ChangeFeed
 from runcode.controlplane.plane import ControlPlane, ControlPlaneSettings
 from runcode.controlplane.reconciler import Reconciler, Timing
+from runcode.controlplane.store.engine import Store
 from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import (
     Capabilities,
@@ -58,8 +59,23 @@ def make_client_key() -> str:
     return f"ssh-ed25519 {base64.b64encode(blob).decode()} somebody@laptop"
 
 
+_empty_database: list[bytes] = []
+
+
+async def _lay_empty_database(path: Path) -> None:
+    """Migrating takes 0.2 s, and what comes out is always the same: do it once, then copy."""
+    if not _empty_database:
+        await (await Store.open(path)).close()
+        _empty_database.append(path.read_bytes())
+    elif not path.exists():
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_bytes(_empty_database[0])
+
+
 @contextlib.asynccontextmanager
 async def open_plane(folder: Path, clock: Any = None, **settings: Any) -> AsyncIterator[ControlPlane]:
+    await _lay_empty_database(folder / "runcode.db")
     plane = await ControlPlane.open(
         ControlPlaneSettings(database=folder / "runcode.db", keys_folder=folder / "keys", **settings),
         clock=clock,
@@ -75,12 +91,15 @@ def set_endpoint(plane: ControlPlane) -> None:
     plane.ssh_endpoint.set("127.0.0.1", 2222, (make_client_key(),))
 
 
+_CAPABILITIES = Capabilities(sudo=True, outbound_network=False, limits=False)
+
+
 @dataclass
 class FakeRuntime:
     """A runtime in memory. `on_step` is awaited before each step of a start, so that a test decides what happens."""
 
     name: str = "fake"
-    capabilities: Capabilities = Capabilities(sudo=True, outbound_network=False, limits=False)
+    capabilities: Capabilities = _CAPABILITIES
     steps: tuple[str, ...] = ("storage", "process", "socket")
     obstacle: str | None = None
     fail_start: str | None = None

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import ssh
-from support.controlplane_fakes import ManualClock, make_client_key, mark_running, open_plane, set_endpoint
 
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.services.certificates import CertificateAuthority, load_authorities, make_host_key
 from runcode.controlplane.services.principals import principal_for
 from runcode.core.errors import RunCodeError, UnsafeInput
 from runcode.core.hostkeys import parse_public_key
+from support.controlplane_fakes import ManualClock, make_client_key, mark_running, open_plane, set_endpoint
 
 OWNER, GUEST = "ann@example.org", "bob@example.org"
 

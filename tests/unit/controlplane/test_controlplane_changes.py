@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from support.controlplane_fakes import ManualClock, make_client_key, mark_running, open_plane, set_endpoint
 
 from runcode.controlplane import changes
 from runcode.controlplane.changes import ChangeBatch, ChangeFeed
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import ChangeRow
+from support.controlplane_fakes import ManualClock, make_client_key, mark_running, open_plane, set_endpoint
 
 
 @pytest.fixture
@@ -93,12 +93,15 @@ async def test_our_own_commit_wakes_the_feed_without_waiting_for_the_poll(plane:
 
 
 async def test_nothing_is_told_of_a_change_that_was_rolled_back(plane: ControlPlane) -> None:
+    async def crash() -> None:
+        async with plane.store.write() as session:
+            changes.append_change(session, changes.USER_DISABLED, plane.clock.now(), user_id=1)
+            raise KeyError
+
     async with contextlib.aclosing(ChangeFeed(plane.store, poll_s=0.02).watch()) as feed:
         first = await anext(feed)
         with pytest.raises(KeyError):
-            async with plane.store.write() as session:
-                changes.append_change(session, changes.USER_DISABLED, plane.clock.now(), user_id=1)
-                raise KeyError
+            await crash()
         assert await anext(feed) == ChangeBatch(cursor=first.cursor)
 
 

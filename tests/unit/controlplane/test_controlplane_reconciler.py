@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 from sqlalchemy import select
-from support.controlplane_fakes import START, FakeRuntime, ManualClock, make_reconciler, open_plane, until
 
 from runcode.controlplane.decisions import Action, back_off, count_failures, decide
 from runcode.controlplane.plane import ControlPlane
-from runcode.controlplane.records import WorkspaceRecord
 from runcode.controlplane.reconciler import Timing
+from runcode.controlplane.records import WorkspaceRecord
 from runcode.controlplane.services.lifecycle import LeaseLost, Lifecycle, Outcome, Work
 from runcode.controlplane.store.models import ChangeRow, HostKeyRow, WorkspaceRow
 from runcode.runtimes.base import Checkpoint, Observation, ObservedState, UnixEndpoint
+from support.controlplane_fakes import START, FakeRuntime, ManualClock, make_reconciler, open_plane, until
 
 
 @pytest.fixture

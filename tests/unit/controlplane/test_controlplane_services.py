@@ -7,6 +7,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+
+from runcode.controlplane.plane import ControlPlane
+from runcode.controlplane.records import Caller
+from runcode.controlplane.services.tokens import TOKEN_PREFIX
+from runcode.core.errors import RunCodeError
+from runcode.core.hostkeys import parse_public_key
 from support.controlplane_fakes import (
     ManualClock,
     make_client_key,
@@ -15,12 +21,6 @@ from support.controlplane_fakes import (
     set_endpoint,
     until,
 )
-
-from runcode.controlplane.plane import ControlPlane
-from runcode.controlplane.records import Caller
-from runcode.controlplane.services.tokens import TOKEN_PREFIX
-from runcode.core.errors import RunCodeError
-from runcode.core.hostkeys import parse_public_key
 
 
 @pytest.fixture
@@ -102,9 +102,7 @@ async def test_a_token_ends_by_revocation_expiry_and_with_its_user(plane: Contro
     assert first == clock.now()
     await plane.users.enable_user("ann@example.org")
     assert (await plane.tokens.authenticate(anns.plaintext)).email == "ann@example.org"
-    await refused(
-        "bad_request", plane.tokens.create_token("bob@example.org", "past", expires_at=clock.now())
-    )
+    await refused("bad_request", plane.tokens.create_token("bob@example.org", "past", expires_at=clock.now()))
 
 
 async def test_last_use_is_noted_at_most_once_a_minute(plane: ControlPlane, clock: ManualClock) -> None:
@@ -140,7 +138,8 @@ async def test_workspace_ids_and_titles(plane: ControlPlane) -> None:
     box = await plane.workspaces.create_workspace("box", "ann@example.org", custom_title="Billing API")
     assert (box.state, box.custom_title, box.runtime, box.running) == ("stopped", "Billing API", "local", False)
     parse_public_key(box.host_public_key)
-    await refused("conflict", plane.workspaces.create_workspace("box", "bob@example.org"))
+    for taken in ("box", "BOX"):
+        await refused("conflict", plane.workspaces.create_workspace(taken, "bob@example.org"))
     for title in ("", "-x", "a b", "42", "a/b", "x" * 65, "a\n", "ü", "$(id)"):
         await refused("bad_request", plane.workspaces.create_workspace(title, "ann@example.org"))
     for custom in ("a\x1b]0;x\x07", "a\nb", "\u202eevil", "x" * 121):
@@ -180,7 +179,10 @@ async def test_who_may_do_what_with_a_share(plane: ControlPlane) -> None:
     assert [(w.title, w.role) for w in await plane.workspaces.list_shared(bob.user_id)] == [("box", "use")]
     assert await plane.workspaces.list_owned(bob.user_id) == []
     assert (await plane.workspaces.request_start(box.id, caller=bob)).desired_state == "running"
-    assert "ann@example.org" in (await refused("stop_failed", plane.workspaces.request_stop(box.id, caller=bob))).resolution
+    assert (
+        "ann@example.org"
+        in (await refused("stop_failed", plane.workspaces.request_stop(box.id, caller=bob))).resolution
+    )
     await plane.workspaces.share("box", "bob@example.org", "manage")
     assert (await plane.workspaces.request_stop(box.id, caller=bob)).desired_state == "stopped"
     assert [(s.user_email, s.role) for s in await plane.workspaces.list_shares("box")] == [
@@ -196,9 +198,7 @@ async def test_who_may_do_what_with_a_share(plane: ControlPlane) -> None:
 async def test_mint_needs_an_endpoint_then_a_running_box(plane: ControlPlane) -> None:
     box = await plane.workspaces.create_workspace("box", "ann@example.org", runtime="fake")
     ann = await caller_for(plane, "ann@example.org")
-    error = await refused(
-        "unavailable", plane.sessions.register_session(ann, box.id, raw_public_key=make_client_key())
-    )
+    error = await refused("unavailable", plane.sessions.register_session(ann, box.id, raw_public_key=make_client_key()))
     assert error.message == "SSH access is not configured"
     set_endpoint(plane)
     await refused("conflict", plane.sessions.register_session(ann, box.id, raw_public_key=make_client_key()))
@@ -209,16 +209,12 @@ async def test_mint_needs_an_endpoint_then_a_running_box(plane: ControlPlane) ->
     await refused("unavailable", plane.sessions.register_session(ann, box.id, raw_public_key=make_client_key()))
 
 
-async def test_ttl_is_a_wish_that_is_capped_also_by_the_tokens_own_end(
-    plane: ControlPlane, clock: ManualClock
-) -> None:
+async def test_ttl_is_a_wish_that_is_capped_also_by_the_tokens_own_end(plane: ControlPlane, clock: ManualClock) -> None:
     box = await running_box(plane)
     ann = await caller_for(plane, "ann@example.org")
 
     async def lasts(caller: Caller, ttl: object) -> float:
-        grant = await plane.sessions.register_session(
-            caller, box, raw_public_key=make_client_key(), raw_ttl=ttl
-        )
+        grant = await plane.sessions.register_session(caller, box, raw_public_key=make_client_key(), raw_ttl=ttl)
         return (grant.session.expires_at - clock.now()).total_seconds()
 
     assert [await lasts(ann, ttl) for ttl in (None, 60, 10**30)] == [1800, 60, 1800]

@@ -13,7 +13,7 @@ and ends the sessions concerned in the same transaction.
 
 from __future__ import annotations
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from runcode.controlplane import changes
@@ -47,7 +47,10 @@ class Workspaces:
         host_key = make_host_key()
         async with self._store.write() as session:
             owner = await load_user(session, owner_email)
-            taken = select(WorkspaceRow.id).where(WorkspaceRow.title == title, WorkspaceRow.deleted_at.is_(None))
+            # Two titles that differ by case only would be one host alias, and one folder on some machines.
+            taken = select(WorkspaceRow.id).where(
+                func.lower(WorkspaceRow.title) == title.lower(), WorkspaceRow.deleted_at.is_(None)
+            )
             if await session.scalar(taken) is not None:
                 raise RunCodeError(
                     "conflict", f"there is a workspace {title!r} already", resolution="choose another title"

@@ -30,7 +30,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from runcode.controlplane.store import failures, migrate, sqlite_file
+from runcode.controlplane.store import failures, migrate, sqlite_file, uncancelled
 from runcode.core.errors import RunCodeError
 
 _BUSY_TIMEOUT_MS = 5000
@@ -59,7 +59,12 @@ class Store:
         disk is full.
         """
         await asyncio.to_thread(_prepare, path, verify)
-        engine = create_async_engine(_url("sqlite+aiosqlite", path), pool_size=_POOL_SIZE, max_overflow=0)
+        engine = create_async_engine(
+            _url("sqlite+aiosqlite", path),
+            async_creator=lambda: uncancelled.connect(str(path)),
+            pool_size=_POOL_SIZE,
+            max_overflow=0,
+        )
         _configure(engine.sync_engine)
         return cls(path, engine)
 
@@ -67,16 +72,24 @@ class Store:
     async def read(self) -> AsyncIterator[AsyncSession]:
         """A snapshot that nothing is written through."""
         with _translated(self.path):
-            async with AsyncSession(self._engine, expire_on_commit=False) as session:
+            session = AsyncSession(self._engine, expire_on_commit=False)
+            try:
                 yield session
+            finally:
+                await uncancelled.finish(session.close())
 
     @contextlib.asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
         """One transaction with the write lock; commits at the end, rolls back on any exception."""
         with _translated(self.path):
-            async with self._write_turn, AsyncSession(self._writer, expire_on_commit=False) as session:
-                async with session.begin():
+            async with self._write_turn:
+                session = AsyncSession(self._writer, expire_on_commit=False)
+                try:
                     yield session
+                    await uncancelled.finish(session.commit())
+                finally:
+                    # Rolls back what was not committed.
+                    await uncancelled.finish(session.close())
                 changed = _CHANGED in session.info
         if changed:
             for listener in list(self._listeners):
@@ -94,7 +107,7 @@ class Store:
 
     async def open_probe(self) -> CommitProbe:
         with _translated(self.path):
-            return CommitProbe(self.path, await aiosqlite.connect(self.path, isolation_level=None))
+            return CommitProbe(self.path, await uncancelled.connect(str(self.path)))
 
     async def close(self) -> None:
         await self._engine.dispose()
