@@ -264,3 +264,56 @@ async def test_an_oversized_packet_ends_the_connection(scene: Scene) -> None:
         raw.send_early(b"\x02" + s(b"x" * 60_000))
         await raw.wait_gone()
         assert raw.disconnect_reason == "Max packet size exceeded"
+
+
+async def test_what_waits_for_a_key_exchange_is_bounded_whatever_happens(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should holding the other leg not help, the connection is given up before the memory is."""
+    monkeypatch.setattr(internals, "_DEFERRED_SOFT", 1 << 40)
+    monkeypatch.setattr(internals, "_DEFERRED_HARD", 1 << 20)
+    scene.add_box("royal-1")
+    async with raw_client(scene) as raw:
+        await start_stream(raw, scene.add_client("royal-1"))
+        raw._packet_handlers = {k: v for k, v in raw._packet_handlers.items() if k != 20}
+        raw._send_kexinit()
+        await raw.wait_gone()
+    await scene.until(lambda: len(scene.gateway._registry) == 0)
+
+
+async def test_an_exit_status_that_waits_for_a_key_exchange_outlives_its_box(scene: Scene) -> None:
+    """The box ends while the client's keys are being renewed: what it said before still arrives."""
+    async with hostile_box(scene, "gone-1") as arrived, raw_client(scene) as raw:
+        await raw.log_in(scene.add_client("gone-1"))
+        box = await box_of(arrived, scene)
+        raw.send_raw(b"\x5a" + s(b"session") + u(0) + u(1 << 20) + u(1 << 15))
+        await box.take(90)
+        box.send_raw(b"\x5b" + u(0) + u(3) + u(1 << 20) + u(1 << 15))
+        await raw.take(91)
+        answer_now, original = asyncio.Event(), raw._packet_handlers[20]
+
+        async def answer_later(connection: object, kind: int, number: int, packet: object) -> None:
+            await answer_now.wait()
+            await original(connection, kind, number, packet)
+
+        raw._packet_handlers = {**raw._packet_handlers, 20: answer_later}
+        raw._send_kexinit()
+        raw._kexinit_sent = True
+        leg = client_leg(scene)
+        await scene.until(lambda: not leg._kex_complete)
+        box.send_raw(b"\x62" + u(0) + s(b"exit-status") + b"\0" + u(77))
+        await scene.until(lambda: bool(leg._deferred_packets))
+        box.disconnect(11, "bye")
+        await asyncio.sleep(0.1)
+        answer_now.set()
+        assert (await raw.take(98))[1] == b"\x62" + u(0) + s(b"exit-status") + b"\0" + u(77)
+        await raw.wait_gone()
+        assert raw.disconnect_reason == "the workspace closed the connection"
+
+
+async def test_new_keys_before_authentication_change_nothing(scene: Scene) -> None:
+    async with hostile_box(scene, "evil-1") as arrived, raw_client(scene) as raw:
+        raw._send_kexinit()
+        raw._kexinit_sent = True
+        await raw.log_in(scene.add_client("evil-1"))
+        await box_of(arrived, scene)

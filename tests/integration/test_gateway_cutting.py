@@ -7,9 +7,12 @@ import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
+import asyncssh
 import pytest
 
+from runcode.core.errors import RunCodeError
 from runcode.gateway.admission import AdmissionPolicy
+from runcode.gateway.server import GatewayServer
 from support.gateway_box import Client, Scene, connect_asyncssh, open_scene
 
 
@@ -188,3 +191,20 @@ async def test_closing_waits_for_those_who_finish(scene: Scene) -> None:
     assert (process.returncode, out) == (4, b"done\n")
     with pytest.raises(OSError, match=r"refused|Connect call failed"):
         await connect_asyncssh(scene, client)
+
+
+async def test_a_port_in_use_starts_nothing(scene: Scene) -> None:
+    second = GatewayServer(scene.directory, host_key_path=scene.host_key_path)
+    with pytest.raises(OSError, match="in use"):
+        await second.start("127.0.0.1", scene.port)
+    assert second.health().feed_age_s == float("inf")
+    await second.close()
+
+
+async def test_a_host_key_of_another_kind_is_refused(scene: Scene) -> None:
+    path = scene.folder / "rsa"
+    path.write_bytes(asyncssh.generate_private_key("ecdsa-sha2-nistp256").export_private_key("openssh"))
+    with pytest.raises(RunCodeError, match="not an Ed25519 key"):
+        await GatewayServer(scene.directory, host_key_path=path).start("127.0.0.1", 0)
+    with pytest.raises(RunCodeError, match="cannot be read"):
+        await GatewayServer(scene.directory, host_key_path=scene.folder / "none").start("127.0.0.1", 0)

@@ -69,6 +69,8 @@ async def test_half_close_the_box_answers_after_stdin_ended(client: Client) -> N
     assert finished.stdout == b"got 1000\n"
 
 
+# An ordinary user's plain sshd cannot give a pty to group tty; the local runtime's box can, and tests that.
+@pytest.mark.root_only
 async def test_a_pty_with_size_and_resize(scene: Scene, client: Client) -> None:
     async with connect_asyncssh(scene, client) as connection:
         process = await connection.create_process(
@@ -82,6 +84,8 @@ async def test_a_pty_with_size_and_resize(scene: Scene, client: Client) -> None:
         assert (await process.wait()).exit_status == 5
 
 
+# An ordinary user's plain sshd cannot give a pty to group tty; the local runtime's box can, and tests that.
+@pytest.mark.root_only
 async def test_openssh_gets_a_pty(client: Client) -> None:
     finished = await client.run("tty && echo $TERM", "-tt")
     assert finished.stdout.startswith(b"/dev/pts/")

@@ -111,10 +111,18 @@ Subsystem sftp internal-sftp
                 )
 
     def kill_sshds(self) -> None:
-        """As a box dies: without a word."""
-        for child in self.children:
-            if child.poll() is None:
-                child.send_signal(signal.SIGKILL)
+        """As a box dies: without a word, and with all that it started."""
+        family = {child.pid for child in self.children if child.poll() is None}
+        parents = {}
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                with contextlib.suppress(OSError):
+                    parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
+        while found := {pid for pid, parent in parents.items() if parent in family} - family:
+            family |= found
+        for pid in family:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def close(self) -> None:
         if self._server is not None:

@@ -29,6 +29,7 @@ from runcode.gateway.workspace_leg import WorkspaceDialer, WorkspaceUnreachable
 _log = logging.getLogger(__name__)
 
 ACCESS_ENDED = "access to this workspace has ended"
+TRY_AGAIN = "the gateway cannot check access just now: try again soon"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class GatewayConnection:
 
     async def _open(self) -> None:
         try:
-            facts = await self._context.directory.load_admission_facts(self.offer.title, self.offer.key_fingerprint)
+            async with asyncio.timeout(self._context.policy.workspace_timeout_s):
+                facts = await self._context.directory.load_admission_facts(self.offer.title, self.offer.key_fingerprint)
             decision = may_continue(self.offer, facts, self._context.policy, opened_as=self.route)
             if isinstance(decision, Refusal):
                 self.cut(decision.reason)
@@ -84,7 +86,7 @@ class GatewayConnection:
             self._bridge.finish(error.public_reason)
         except Exception as error:
             _log.error("connection %s failed: %s", self._name, type(error).__name__)
-            self._bridge.finish("the gateway cannot check access just now: try again soon")
+            self._bridge.finish(TRY_AGAIN)
         else:
             self._bridge.join(box)
             if not self._bridge.over:

@@ -30,11 +30,9 @@ from runcode.core.names import is_title
 from runcode.core.terminal import printable
 from runcode.gateway.admission import Offer, Refusal, Route, admit
 from runcode.gateway.asyncssh_internals import ClientLeg
-from runcode.gateway.connection import GatewayConnection, GatewayContext
+from runcode.gateway.connection import TRY_AGAIN, GatewayConnection, GatewayContext
 
 _log = logging.getLogger(__name__)
-
-TRY_AGAIN = "the gateway cannot check access just now: try again soon"
 
 
 class ClientCallbacks(asyncssh.SSHServer):
