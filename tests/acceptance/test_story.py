@@ -316,7 +316,7 @@ def test_a_boxs_own_key_opens_neither_the_gateway_nor_another_box(
     service: Service, laptop: Laptop, bundle: dict[str, object], tmp_path: Path
 ) -> None:
     """What a box can read of its own sshd: its host key. It must be of no use anywhere."""
-    found = laptop.runcode("exec", "--", "grep -rls 'BEGIN OPENSSH PRIVATE KEY' /run /etc 2>/dev/null | head -n 1")
+    found = laptop.runcode("exec", "--", "grep -rls 'BEGIN OPENSSH PRIVATE KEY' /opt /run /etc 2>/dev/null | head -n 1")
     assert found.stdout.strip(), "sshd runs as the box's user, so the box can read its own host key"
     key = tmp_path / "box_host_key"
     key.write_bytes(laptop.runcode("exec", "--", "cat", found.stdout.decode().strip()).stdout)

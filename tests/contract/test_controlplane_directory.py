@@ -117,7 +117,8 @@ class TestControlPlaneDirectory(DirectoryContract):
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-c", script, str(settings.database), str(settings.keys_folder), str(session_id)
         )
-        while session_id not in (batch := await anext(feed)).session_ids:
-            assert not batch.everything
+        async with asyncio.timeout(20):
+            while session_id not in (batch := await anext(feed)).session_ids:
+                assert not batch.everything
         assert await process.wait() == 0
         await feed.aclose()  # type: ignore[attr-defined]

@@ -7,9 +7,9 @@ import hashlib
 import os
 
 import pytest
-from support.gateway_box import open_scene
 
 from runcode.gateway.admission import AdmissionPolicy
+from support.gateway_box import open_scene
 
 _MB = 1024 * 1024
 

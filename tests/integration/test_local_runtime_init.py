@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -54,6 +55,10 @@ def init(tmp_path: Path) -> Iterator[Init]:
     os.close(status_write)
     made = Init(process, lifeline, status, tmp_path / "s")
     yield made
+    # The namespace's pid 1 first: with the lifeline broken nothing else would end it.
+    if process.poll() is None:
+        for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
     process.kill()
     process.wait()
     for descriptor in (made.lifeline, made.status):

@@ -152,7 +152,9 @@ class ControlPlane:
         path, _, query = handler.path.partition("?")
         if path == "/api/rc/workspaces":
             rows = self.shared if query == "category=shared" else self.own
-            shown = [{**row, "current_state": self.states.get(row["id"], "stopped"), "interim_state": None} for row in rows]
+            shown = [
+                {**row, "current_state": self.states.get(row["id"], "stopped"), "interim_state": None} for row in rows
+            ]
             return 200, {"error": False, "data": {"workspaces": shown}}
         if path in ("/api/rc/workspace/start", "/api/rc/workspace/stop"):
             workspace_id = int(query.partition("=")[2])
@@ -179,7 +181,9 @@ class ControlPlane:
             host_key, port = self.sshd.host_key, self.sshd.port
             with self.sshd.authorized_keys.open("a") as file:
                 file.write(body["public_key"] + "\n")
-        expires = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=min(self.ttl_s, body["ttl"]))
+        expires = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(
+            seconds=min(self.ttl_s, body["ttl"])
+        )
         bundle: dict[str, object] = {
             "host": "127.0.0.1",
             "port": port,

@@ -108,6 +108,7 @@ async def test_whatever_takes_access_away_shows_at_once_and_ends_signing(plane: 
     after = await plane.admission.load_admission_facts("box", fingerprint)
     assert after.session is not None
     assert after.session.withdrawn
+    assert await plane.sessions.list_sessions() == []
     with pytest.raises(RunCodeError) as caught:
         await plane.certificates.sign_workspace_certificate(
             session_id=session_id, workspace_id=workspace_id, public_key=make_host_key().public

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -25,9 +26,11 @@ async def plane(tmp_path: Path) -> AsyncIterator[ControlPlane]:
 
 
 async def next_change(feed: AsyncIterator[ChangeBatch]) -> ChangeBatch:
-    async for batch in feed:
-        if not batch.empty:
-            return batch
+    # A net: heartbeats would go on for ever.
+    async with asyncio.timeout(20):
+        async for batch in feed:
+            if not batch.empty:
+                return batch
     raise AssertionError("the feed ended")
 
 

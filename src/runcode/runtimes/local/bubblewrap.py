@@ -92,18 +92,18 @@ def render_bwrap_arguments(
 
 
 def _render_dev(sources: BoxSources) -> list[str]:
-    if not sources.own_devices:
-        return ["--dev", "/dev"]
-    argv = ["--perms", "0755", "--size", str(MIB), "--tmpfs", "/dev"]
-    for name in DEVICES:
-        argv += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
-    argv += ["--dev-bind", "/dev/pts", "/dev/pts", "--symlink", "pts/ptmx", "/dev/ptmx"]
-    argv += ["--symlink", "/proc/self/fd", "/dev/fd"]
-    for number, name in enumerate(("stdin", "stdout", "stderr")):
-        argv += ["--symlink", f"/proc/self/fd/{number}", f"/dev/{name}"]
+    if sources.own_devices:
+        argv = ["--perms", "0755", "--size", str(MIB), "--tmpfs", "/dev"]
+        for name in DEVICES:
+            argv += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
+        argv += ["--dev-bind", "/dev/pts", "/dev/pts", "--symlink", "pts/ptmx", "/dev/ptmx"]
+        argv += ["--symlink", "/proc/self/fd", "/dev/fd"]
+        for number, name in enumerate(("stdin", "stdout", "stderr")):
+            argv += ["--symlink", f"/proc/self/fd/{number}", f"/dev/{name}"]
+    else:
+        argv = ["--dev", "/dev"]
     argv += ["--perms", "1777", "--size", str(_SHM_SIZE), "--tmpfs", "/dev/shm"]  # noqa: S108 (inside the box)
-    argv += ["--remount-ro", "/dev"]
-    return argv
+    return [*argv, "--remount-ro", "/dev"]
 
 
 def _render_proc(facts: HostFacts) -> list[str]:
