@@ -14,8 +14,10 @@ from runcode.controlplane.services.tokens import TOKEN_PREFIX
 from runcode.core.errors import RunCodeError
 from runcode.core.hostkeys import parse_public_key
 from support.controlplane_fakes import (
+    FakeRuntime,
     ManualClock,
     make_client_key,
+    make_reconciler,
     mark_running,
     open_plane,
     set_endpoint,
@@ -294,3 +296,23 @@ async def test_first_start_makes_one_admin_and_one_token_once(tmp_path: Path) ->
         assert await plane.initialise("root@example.org") is None
         assert len(await plane.users.list_users()) == 1
         await until(lambda: not plane.tokens._touches)
+
+
+async def test_a_workspace_that_is_gone_is_gone_for_its_owner_and_guests_too(plane: ControlPlane) -> None:
+    box = await plane.workspaces.create_workspace("box", "ann@example.org", runtime="fake")
+    await plane.workspaces.share("box", "bob@example.org")
+    ann, bob = await caller_for(plane, "ann@example.org"), await caller_for(plane, "bob@example.org")
+    await plane.workspaces.delete_workspace("box")
+    reconciler = make_reconciler(plane, FakeRuntime())
+    await reconciler.start()
+
+    async def gone() -> bool:
+        return not await plane.workspaces.list_all()
+
+    await until(gone)
+    await reconciler.close()
+    for caller in (ann, bob):
+        await refused("not_found", plane.workspaces.request_start(box.id, caller=caller))
+        assert await plane.workspaces.list_owned(caller.user_id) == []
+        assert await plane.workspaces.list_shared(caller.user_id) == []
+    await refused("not_found", plane.workspaces.load_workspace(box.id))
