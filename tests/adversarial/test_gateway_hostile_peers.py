@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator
 
 import pytest
@@ -317,3 +318,27 @@ async def test_new_keys_before_authentication_change_nothing(scene: Scene) -> No
         raw._kexinit_sent = True
         await raw.log_in(scene.add_client("evil-1"))
         await box_of(arrived, scene)
+
+
+async def test_what_a_slow_reader_has_not_read_yet_outlives_the_box(scene: Scene) -> None:
+    """The box says its last word and is gone while the client's socket is full: every byte still arrives."""
+    async with hostile_box(scene, "gone-1") as arrived, raw_client(scene) as raw:
+        await raw.log_in(scene.add_client("gone-1"))
+        box = await box_of(arrived, scene)
+        leg = client_leg(scene)
+        assert raw._transport is not None
+        assert leg._transport is not None
+        raw._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        leg._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        raw._transport.pause_reading()
+        for _ in range(20):
+            box.send_raw(b"\x5e" + u(0) + s(b"x" * 10_000))
+        box.send_raw(b"\x62" + u(0) + s(b"exit-status") + b"\0" + u(77))
+        assert box._transport is not None
+        box._transport.close()
+        await scene.until(lambda: leg.is_over)
+        assert leg._lingering is not None
+        assert leg._lingering.get_write_buffer_size() > 10_000
+        raw._transport.resume_reading()
+        received = [(await raw.take(94, 98))[0] for _ in range(21)]
+        assert received == [94] * 20 + [98]
