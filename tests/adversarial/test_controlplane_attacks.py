@@ -171,6 +171,7 @@ GOOD = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFh
     [
         b"", b"null", b"[]", b'"x"', b"7", b"{", b"\xff\xfe", b"NaN", b"[" * 60_000,
         b'{"public_key": "%s", "ttl": NaN}' % GOOD.encode(),
+        b'{"public_key": "%s", "unknown": -Infinity}' % GOOD.encode(),
         b'{"public_key": "%s", "public_key": "%s"}' % (GOOD.encode(), GOOD.encode()),
         b'{"ttl": ' + b"9" * 10_000 + b"}",
         *(

@@ -179,7 +179,10 @@ async def test_what_cannot_start_says_why(plane: ControlPlane, runtime: FakeRunt
 async def test_stop_during_start_wins_at_the_next_checkpoint(plane: ControlPlane) -> None:
     reached, go_on = asyncio.Event(), asyncio.Event()
 
+    steps: list[str] = []
+
     async def on_step(_workspace_id: int, step: str) -> None:
+        steps.append(step)
         if step == "process":
             reached.set()
             await go_on.wait()
@@ -195,6 +198,8 @@ async def test_stop_during_start_wins_at_the_next_checkpoint(plane: ControlPlane
     go_on.set()
     await until_state(plane, "stopped")
     assert (runtime.running, runtime.leftovers) == ({}, set())
+    # The step that was under way ended; the next one was never taken.
+    assert steps == ["storage", "process"]
     await reconciler.close()
 
 
