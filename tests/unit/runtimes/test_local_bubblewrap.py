@@ -67,4 +67,5 @@ def test_an_old_bwrap_and_an_ordinary_user() -> None:
     assert "--disable-userns" not in argv
     assert "/usr/bin/sudo" not in argv
     assert argv[argv.index("--dev") + 1] == "/dev"
+    assert argv[argv.index("/dev/shm") + 1 : argv.index("/dev/shm") + 3] == ["--remount-ro", "/dev"]
     assert "--dev-bind" not in argv
