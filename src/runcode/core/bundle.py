@@ -101,7 +101,9 @@ def reduce_web_url(raw_url: object) -> str | None:
 
 def _split_authority(authority: str) -> tuple[str, str | None]:
     if authority.startswith("["):
-        host, _, rest = authority[1:].partition("]")
+        host, bracket, rest = authority[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            return "", None  # no host, which nothing accepts
         return host, rest[1:] if rest.startswith(":") else None
     host, colon, port_text = authority.partition(":")
     return host, port_text if colon else None

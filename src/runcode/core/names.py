@@ -90,7 +90,9 @@ def _parse_address(raw_address: str) -> str:
         raise UnsafeInput("the host is not a valid IP address") from error
     inner = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None) or address
     for seen in (address, inner):
-        if seen.is_unspecified or seen.is_link_local or seen.is_multicast or seen.is_reserved:
+        # ipaddress counts ::1 among the reserved ones.
+        reserved = seen.is_reserved and not seen.is_loopback
+        if seen.is_unspecified or seen.is_link_local or seen.is_multicast or reserved:
             raise UnsafeInput("the host is an address that no gateway can have")
     if isinstance(inner, ipaddress.IPv4Address) and int(inner) >> 24 == 0:
         raise UnsafeInput("the host is an address that no gateway can have")
