@@ -175,9 +175,15 @@ def test_more_calls_than_the_gateway_takes_sessions_queue(tmp_path: Path) -> Non
             )
             for n in range(12)
         ]
+        # All get their input first: whichever waits in the queue must not be waited for before the others end.
         for number, process in enumerate(running):
-            assert process.communicate(b"in-%d" % number)[0] == b"in-%d" % number
-            assert process.returncode == 0
+            assert process.stdin is not None
+            process.stdin.write(b"in-%d" % number)
+            process.stdin.close()
+        for number, process in enumerate(running):
+            assert process.stdout is not None
+            assert process.stdout.read() == b"in-%d" % number
+            assert process.wait(60) == 0
             # Refused, tried again, and never by a connection of ssh's own: exactly once.
             assert (plane.workdir / f"ran-{number}").read_text() == "x\n"
         assert plane.sshd is not None

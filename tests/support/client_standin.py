@@ -17,6 +17,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -204,8 +205,8 @@ class Person:
         self.project = self.home / "project"
         self.project.mkdir(parents=True)
         self.cache = self.home / ".cache" / "runcode"
-        self.runtime = folder / "run"
-        self.runtime.mkdir(mode=0o700)
+        # Short: a control socket has 104 bytes, and pytest's own folders grow with each run.
+        self.runtime = Path(tempfile.mkdtemp(prefix="rt", dir="/tmp"))
         self.environment = {
             "HOME": str(self.home),
             "PATH": BARE_PATH,
