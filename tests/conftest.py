@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 _KEPT = ("PATH", "LANG", "LC_ALL", "TERM", "TZ", "CI", "TMPDIR", "PYTHONDONTWRITEBYTECODE")
+# A run in a shell's background inherits an ignored SIGINT, and so would every program that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 _NOT_RUN = pytest.StashKey[list[str]]()
 
 
