@@ -46,6 +46,10 @@ fmt: setup ## Format the code
 bench: setup ## Measure against bare ssh and a direct sshd: medians of interleaved runs, as ratios
 	@$(PY) benchmarks/bench.py
 
+.PHONY: mutate-guards
+mutate-guards: setup ## Take each named guard out of a copy of the code, and see a test fail
+	@$(PY) scripts/mutate_guards.py
+
 .PHONY: clean
 clean: ## Remove what setup, demo and tests made (not the downloads that are shared)
 	@rm -rf $(VENV) .demo .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build

@@ -42,7 +42,7 @@ class Server:
 
         self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.base = f"http://127.0.0.1:{self.http.server_port}"
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
 
 
 def send(handler: http.server.BaseHTTPRequestHandler, status: int, body: bytes, **headers: str) -> None:
@@ -98,6 +98,13 @@ def test_an_odd_reply_is_an_error_with_a_code(servers: tuple[Server, Server], bo
     asked.answer = lambda handler: send(handler, 200, body)
     code, _ = code_of(Api(asked.base, TOKEN).list_workspaces)
     assert code in ("http_error", "network")
+
+
+def test_a_reply_is_bounded_also_when_it_is_well_formed(servers: tuple[Server, Server]) -> None:
+    asked, _ = servers
+    body = b'{"data": {"workspaces": []}}' + b" " * (REPLY_MAX + 10)
+    asked.answer = lambda handler: send(handler, 200, body)
+    assert code_of(Api(asked.base, TOKEN).list_workspaces)[0] == "http_error"
 
 
 @pytest.mark.parametrize(
@@ -161,6 +168,15 @@ def test_a_folder_that_is_not_ours_alone_is_refused(tmp_path: Path) -> None:
         assert code_of(lambda bad=bad: private_files.ensure_private_folder(str(tmp_path / bad)))[0] == "unsafe_path"  # type: ignore[misc]
     made = private_files.ensure_private_folder(str(tmp_path / "new"))
     assert stat.S_IMODE(os.stat(made).st_mode) == 0o700
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707, 0o777, 0o1777])
+def test_a_folder_that_others_could_write_is_refused(tmp_path: Path, mode: int) -> None:
+    """Narrowing it would keep what they have planted."""
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(mode)
+    assert code_of(lambda: private_files.ensure_private_folder(str(tmp_path / "open")))[0] == "unsafe_path"
+    assert stat.S_IMODE((tmp_path / "open").stat().st_mode) == mode
 
 
 @pytest.mark.root_only

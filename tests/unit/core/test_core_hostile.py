@@ -94,6 +94,7 @@ def test_no_metacharacter_stands_in_a_host_or_user(field: str, bad: str) -> None
         "01.2.3.4",
     ]
     + ["169.254.169.254", "224.0.0.1", "255.255.255.255", "0.1.2.3", "::", "fe80::1", "fe80::1%eth0", "ff02::1"]
+    + ["2606:4700::1111%eth0", "2606:4700::1111%h"]
     + ["::ffff:169.254.169.254", "::ffff:0.0.0.0", "2002:a9fe:a9fe::1", "a..b", ".a", "a.", "-a.b", "a-.b", "a" * 64]
     + [".".join(["a" * 60] * 5), None, 1, True, ["a"], {"a": 1}, b"a", "a.0x1", "host:22", "[::1]"],
 )
@@ -175,6 +176,9 @@ def test_a_comment_is_no_directive() -> None:
         f"x {RSA_1024}",
         "x ssh-ed25519",
     ]
+    # Without a host the marker stands where we look for none.
+    + [f"@cert-authority {ED25519}", f"@revoked {ED25519}", f"#x {ED25519}"]
+    + [f"x ssh-ed25519 {base64.b64encode(_string(b'ssh-other00') + _string(bytes(32))).decode()}"]
     + ["x ssh-ed25519 AAAA", f"x ssh-rsa {ED25519.split()[1]}", f"x {ED25519[:-4]}", None, 5, "x" * 70_000]
     + [f"x {_line('ssh-ed25519', bytes(31))}", f"x {_line('ssh-ed25519', bytes(32), b'more')}"]
     + [
@@ -276,6 +280,8 @@ def test_a_path_survives_ssh_config(path: str, tmp_path: Path) -> None:
         ["ssh", "-G", "-F", str(config), "runcode-x"], capture_output=True, text=True, check=True
     ).stdout
     settings = dict(line.split(" ", 1) for line in shown.splitlines() if " " in line)
+    # ssh -G prints it as written, and ssh expands it afterwards: %% is what becomes one %.
+    assert "%" not in settings["identityfile"].replace("%%", "")
     assert settings["identityfile"].replace("%%", "%") == path
 
 
