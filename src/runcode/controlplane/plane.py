@@ -16,6 +16,7 @@ from runcode.controlplane.changes import ChangeFeed
 from runcode.controlplane.clock import Clock, SystemClock
 from runcode.controlplane.services.admission import Admission
 from runcode.controlplane.services.bootstrap import InitialAccess, initialise
+from runcode.controlplane.services.browser_logins import BrowserLogins
 from runcode.controlplane.services.certificates import Certificates, load_authorities
 from runcode.controlplane.services.sessions import SessionPolicy, Sessions, SshEndpointHolder
 from runcode.controlplane.services.tokens import Tokens
@@ -47,6 +48,7 @@ class ControlPlane:
         self.ssh_endpoint = SshEndpointHolder()
         self.users = Users(store, clock, hasher)
         self.tokens = Tokens(store, clock)
+        self.browser_logins = BrowserLogins(store, self.users, self.tokens)
         self.workspaces = Workspaces(store, clock)
         self.sessions = Sessions(store, clock, self.ssh_endpoint, settings.sessions)
         self.admission = Admission(store, clock)

@@ -1,6 +1,6 @@
 """Addresses that the operator names, and the sockets bound to them before anything else is done.
 
-Owns: parsing `HOST:PORT`, binding, and the words for a port that is taken. Bound
+Owns: parsing `HOST:PORT` and `--public-url`, binding, and the words for a port that is taken. Bound
 first of all, so that a port in use leaves nothing half-made behind.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from urllib.parse import urlsplit
 
 from runcode.core import names
 from runcode.core.errors import RunCodeError
@@ -47,6 +48,28 @@ def parse_address(text: str, option: str) -> Address:
             resolution=f"write {option} HOST:PORT, for example {option} 127.0.0.1:8022 (port 0: any free one)",
         ) from error
     return Address(host=bare, port=port)
+
+
+def parse_public_url(text: str) -> str:
+    """`https://host[:port]`, or plain http on loopback → that origin. Raises `usage`."""
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname or "", parts.port
+        secure = parts.scheme == "https" or (parts.scheme == "http" and names.is_loopback_host(host))
+        rest = (parts.username, parts.password, parts.path.rstrip("/") or None, parts.query or None)
+        if not secure or any(part is not None for part in (*rest, parts.fragment or None)):
+            raise ValueError
+        host = names.parse_host(host)
+    except (ValueError, RunCodeError) as error:
+        raise RunCodeError(
+            "usage",
+            f"--public-url {text!r} is not an address that people may sign in at",
+            resolution="write --public-url https://HOST or https://HOST:PORT, without a path",
+        ) from error
+    shown = f"[{host}]" if ":" in host else host
+    # A browser leaves the scheme's own port out of the Host header.
+    default = {"https": 443, "http": 80}[parts.scheme]
+    return f"{parts.scheme}://{shown}" + ("" if port in (None, default) else f":{port}")
 
 
 def bind(address: Address, option: str) -> socket.socket:

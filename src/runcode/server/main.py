@@ -67,7 +67,7 @@ def _fail(error: RunCodeError, wants_json: bool) -> int:
 
 
 def _run_up(options: argparse.Namespace) -> int:
-    from runcode.server.listeners import parse_address
+    from runcode.server.listeners import parse_address, parse_public_url
     from runcode.server.up import UpOptions, run_up
 
     _set_up_logging(options.verbose)
@@ -85,6 +85,7 @@ def _run_up(options: argparse.Namespace) -> int:
             http=parse_address(options.http, "--http"),
             ssh=ssh,
             ssh_public=public,
+            public_url=None if options.public_url is None else parse_public_url(options.public_url),
             ready_file=None if options.ready_file is None else Path(options.ready_file).absolute(),
             admin_email=options.admin_email,
             keep_workspaces=options.keep_workspaces,
@@ -193,6 +194,7 @@ def _add_up(nouns: argparse._SubParsersAction[_Parser]) -> None:
     )
     up.add_argument("--ssh", default="127.0.0.1:8022", metavar="HOST:PORT", help="SSH gateway, or `off` (%(default)s)")
     up.add_argument("--ssh-public", metavar="HOST:PORT", help="the gateway's address as clients reach it")
+    up.add_argument("--public-url", metavar="URL", help="the control plane's https address, behind a proxy with TLS")
     up.add_argument("--ready-file", metavar="FILE", help="written (0600) once everything really answers")
     up.add_argument("--admin-email", default="admin@localhost", metavar="EMAIL", help="at the first start only")
     up.add_argument("--keep-workspaces", action="store_true", help="leave the boxes running when this server stops")

@@ -42,12 +42,16 @@ DRAIN_S = 0.5
 
 
 class UpOptions(Value):
-    """What the operator asked for. `ssh` is None for `--ssh off`; `ssh_public` is what bundles name instead of it."""
+    """What the operator asked for. `ssh` is None for `--ssh off`; `ssh_public` is what bundles name instead of it.
+
+    `public_url` is the control plane's origin as browsers and clients see it, when a proxy with TLS stands before it.
+    """
 
     data_dir: Path
     http: Address
     ssh: Address | None
     ssh_public: Address | None = None
+    public_url: str | None = None
     ready_file: Path | None = None
     admin_email: str = "admin@localhost"
     keep_workspaces: bool = False
@@ -80,7 +84,7 @@ async def _serve(options: UpOptions, folder: DataFolder, http: socket.socket, ss
         folder.require_initialised()
     else:
         first_access = await _first_start(folder, options)
-    plane = await ControlPlane.open(_settings(folder), verify=True)
+    plane = await ControlPlane.open(_settings(folder, options), verify=True)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(plane.close)
         await _run(options, folder, plane, http, ssh, first_access, stack)
@@ -126,9 +130,19 @@ async def _run(
         plane.ssh_endpoint.set(public.host, public.port, (_public_line(folder.gateway_host_key),))
         facts = {"ssh_host": public.host, "ssh_port": public.port}
 
-    base = f"http://{bound_address(http, options.http).text}"
+    base = options.public_url or f"http://{bound_address(http, options.http).text}"
     facts = {"api_base": base, "web_base": base, **facts}
-    web = _WebServer(uvicorn.Config(make_app(plane), log_config=None, access_log=False, lifespan="off"))
+    web = _WebServer(
+        uvicorn.Config(
+            make_app(plane),
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            # Without a proxy of the operator's, X-Forwarded-For is whatever the caller likes it to be.
+            proxy_headers=options.public_url is not None,
+        )
+    )
     serving = asyncio.get_running_loop().create_task(web.serve(sockets=[http]))
     stack.push_async_callback(_end_web, web, serving)
 
@@ -161,7 +175,7 @@ async def _first_start(folder: DataFolder, options: UpOptions) -> FirstAccess:
     with folder.first_start(min_free_bytes=options.min_free_bytes) as staging:
         host_key = asyncssh.generate_private_key("ssh-ed25519", comment="runcode gateway")
         write_private_file(staging.gateway_host_key, host_key.export_private_key().decode())
-        plane = await ControlPlane.open(_settings(staging))
+        plane = await ControlPlane.open(_settings(staging, options))
         try:
             access = await plane.initialise(options.admin_email)
             assert access is not None, "a database that was just made has no users"
@@ -172,8 +186,8 @@ async def _first_start(folder: DataFolder, options: UpOptions) -> FirstAccess:
     return FirstAccess(email=access.user.email, password=password, token=access.token.plaintext)
 
 
-def _settings(folder: DataFolder) -> ControlPlaneSettings:
-    return ControlPlaneSettings(database=folder.database, keys_folder=folder.keys)
+def _settings(folder: DataFolder, options: UpOptions) -> ControlPlaneSettings:
+    return ControlPlaneSettings(database=folder.database, keys_folder=folder.keys, public_url=options.public_url)
 
 
 def _public_line(host_key: Path) -> str:

@@ -1,39 +1,40 @@
-"""What a person or a monitor sees without an account: one plain page, and whether the server lives."""
+"""What a person or a monitor sees without an account: the front page, its style, and whether the server lives."""
 
 from __future__ import annotations
 
-import html
+from functools import cache
+from html import escape
+from pathlib import Path
 
 from fastapi import APIRouter
-from fastapi.responses import HTMLResponse
+from fastapi.responses import HTMLResponse, Response
 
+from runcode.controlplane.routes.browser_io import html_response
+from runcode.controlplane.routes.login_pages import STYLE_PATH, render_page
 from runcode.controlplane.routes.request_io import Plane
 
 router = APIRouter()
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>RunCode</title></head>
-<body>
-<main>
-<h1>RunCode</h1>
+_FRONT = """<h1>Workspaces for coding agents</h1>
 <p>This server lets coding agents work on remote workspaces over SSH, without ever holding a long-lived key.</p>
-<p>Your operator gives you an API token. Then, on the machine where your agent runs:</p>
-<pre>runcode login --paste --api-base {address}
+<p>On the machine where your agent runs:</p>
+<pre>runcode login --api-base {address} --web-base {address}
 runcode list
 runcode connect WORKSPACE --start</pre>
-</main>
-</body>
-</html>
-"""
+<p class="note">Your operator gives you an account with a password, or an API token for
+<code>runcode login --paste</code>.</p>"""
 
 
 @router.get("/", response_class=HTMLResponse)
 async def front_page(plane: Plane) -> HTMLResponse:
     # The Host header is the caller's word: only a configured address is shown.
     address = plane.settings.public_url or "https://THIS-SERVER"
-    return HTMLResponse(_PAGE.format(address=html.escape(address)))
+    return html_response(render_page("Welcome", _FRONT.format(address=escape(address))))
+
+
+@router.get(STYLE_PATH)
+async def style() -> Response:
+    return Response(_load_style(), media_type="text/css")
 
 
 @router.get("/healthz")
@@ -41,3 +42,8 @@ async def healthz(plane: Plane) -> dict[str, object]:
     """Answers while the database can be read; otherwise its error, with its status."""
     await plane.store.ping()
     return {"ok": True}
+
+
+@cache
+def _load_style() -> bytes:
+    return Path(__file__).parent.with_name("console").joinpath("page.css").read_bytes()

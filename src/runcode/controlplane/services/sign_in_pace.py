@@ -1,0 +1,94 @@
+"""How fast passwords may be tried: slow for a guesser, never shut for the owner.
+
+Owns: the counts of recent tries, in memory (a restart forgets them; a password
+of ten characters or more does not fall to what a restart gives). Called by
+`browser_logins` before a password is looked at.
+
+Threat: guessing one account from one address or from many; walking through
+accounts; and locking an owner out by guessing on purpose.
+Guarantee: each address has tries of its own, and so has each account for browsers
+that it does not know. A browser that once signed in to the account carries proof
+of it and has tries that nobody else can use up. Unknown accounts are counted
+alike. What is kept is bounded.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+_KEPT_MAX: Final = 10_000
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """`burst` tries at once, then one more every `every_s` seconds."""
+
+    burst: int
+    every_s: float
+
+
+FROM_ONE_ADDRESS: Final = Allowance(burst=8, every_s=15)
+FOR_ONE_ACCOUNT: Final = Allowance(burst=20, every_s=30)
+FROM_A_KNOWN_BROWSER: Final = Allowance(burst=8, every_s=15)
+
+
+class SignInPace:
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        # The moment at which everything taken so far has been given back; before it, tries are missing.
+        self._whole_at: dict[tuple[str, str], float] = {}
+
+    def take(self, *, account: str, source: str, known_browser: str | None) -> float:
+        """Take one try: 0, or the seconds to wait, and then none is taken."""
+        if known_browser is not None:
+            wanted = [(("browser", known_browser), FROM_A_KNOWN_BROWSER)]
+        else:
+            wanted = [(("address", _network(source)), FROM_ONE_ADDRESS), (("account", account), FOR_ONE_ACCOUNT)]
+        now = self._monotonic()
+        wait_s = max(self._wait_s(name, allowance, now) for name, allowance in wanted)
+        if wait_s > 0:
+            return wait_s
+        for name, allowance in wanted:
+            self._whole_at[name] = max(self._whole_at.pop(name, now), now) + allowance.every_s
+        self._forget(now)
+        return 0.0
+
+    def succeeded(self, *, account: str, source: str) -> None:
+        """The right password: its try is no guess, so it is given back."""
+        for name, allowance in (
+            (("address", _network(source)), FROM_ONE_ADDRESS),
+            (("account", account), FOR_ONE_ACCOUNT),
+        ):
+            if name in self._whole_at:
+                self._whole_at[name] -= allowance.every_s
+
+    def _wait_s(self, name: tuple[str, str], allowance: Allowance, now: float) -> float:
+        missing_s = self._whole_at.get(name, now) - now
+        over_s = missing_s - (allowance.burst - 1) * allowance.every_s
+        return max(0.0, math.ceil(over_s))
+
+    def _forget(self, now: float) -> None:
+        if len(self._whole_at) <= _KEPT_MAX:
+            return
+        for name in [name for name, whole_at in self._whole_at.items() if whole_at <= now]:
+            del self._whole_at[name]
+        # The longest untouched go first: to push one account out, a guesser needs thousands of addresses.
+        while len(self._whole_at) > _KEPT_MAX:
+            del self._whole_at[next(iter(self._whole_at))]
+
+
+def _network(source: str) -> str:
+    """One household or host is one source: an IPv6 customer has a /64 at least."""
+    try:
+        address = ipaddress.ip_address(source)
+    except ValueError:
+        return source
+    if isinstance(address, ipaddress.IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ipaddress.ip_network((address, 64), strict=False))
