@@ -106,8 +106,8 @@ def test_one_word_is_a_command_line(person: Person) -> None:
 
 def test_it_runs_in_the_project_folder_or_at_home(person: Person, plane: ControlPlane) -> None:
     assert person.runcode("exec", "--", "pwd").stdout == f"{plane.workdir}\n".encode()
-    home = person.runcode("exec", "--home", "--", "pwd; echo $HOME").stdout.split()
-    assert home[0] == home[1] != str(plane.workdir).encode()
+    assert plane.sshd is not None
+    assert person.runcode("exec", "--home", "--", "pwd").stdout == f"{plane.sshd.home}\n".encode()
 
 
 def test_a_missing_project_folder_is_an_error_and_never_home(person: Person, plane: ControlPlane) -> None:
@@ -116,7 +116,8 @@ def test_a_missing_project_folder_is_an_error_and_never_home(person: Person, pla
     try:
         done = person.runcode("exec", "--", "touch ran-anyway", expect=255)
         assert done.stderr.startswith(b"runcode: not_found: ")
-        assert not (Path.home() / "ran-anyway").exists()
+        assert plane.sshd is not None
+        assert not (plane.sshd.home / "ran-anyway").exists()
     finally:
         moved.rename(plane.workdir)
 
@@ -133,6 +134,16 @@ def test_a_reader_that_sleeps_first_gets_everything(person: Person, plane: Contr
     time.sleep(1)
     assert process.communicate()[0] == RANDOM_5_MB
     assert process.returncode == 0
+
+
+def test_rc_files_run_once_as_with_plain_ssh(person: Person, plane: ControlPlane) -> None:
+    """bash below sshd reads ~/.bashrc; the shell that runs the line must not read it again."""
+    assert plane.sshd is not None
+    (plane.sshd.home / ".bashrc").write_text("echo noise; export FROM_RC=1\n")
+    try:
+        assert person.runcode("exec", "--", "echo $FROM_RC").stdout in (b"noise\n1\n", b"\n")
+    finally:
+        (plane.sshd.home / ".bashrc").unlink()
 
 
 def test_closed_descriptors_are_harmless(person: Person) -> None:

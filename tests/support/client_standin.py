@@ -54,6 +54,11 @@ class Sshd:
             f"AuthorizedKeysFile {self.authorized_keys}\nPasswordAuthentication no\nPidFile none\n"
             f"KbdInteractiveAuthentication no\nPermitRootLogin yes\nSubsystem sftp internal-sftp\n{options}\n"
         )
+        # The box's home is not the tester's own, whose rc files may be slow, chatty or hold locks.
+        self.home = folder / "home"
+        self.home.mkdir()
+        with (folder / "sshd_config").open("a") as file:
+            file.write(f"SetEnv HOME={self.home}\n")
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

@@ -43,8 +43,10 @@ NO_DIGEST = _WORDS["no_digest"][1]
 ALGORITHMS = ("sha256", "cksum")
 TRAILER_SIZE = 65
 
+# PIPE is ignored: when the client is gone, dash would die of its own error message before the trap cleans up.
 # One word on stdout: the digest of stdin, by the algorithm in $algorithm.
-_DIGEST_SCRIPT = """fail() { printf '\\n%s error %s\\n' "$n" "$1"; exit 1; }
+_DIGEST_SCRIPT = """trap '' PIPE
+fail() { printf '\\n%s error %s\\n' "$n" "$1"; exit 1; }
 if [ "$algorithm" = cksum ]; then digest() { set -- $(cksum); echo "$1-$2"; }
 elif command -v sha256sum >/dev/null 2>&1; then digest() { set -- $(sha256sum); echo "$1"; }
 elif command -v shasum >/dev/null 2>&1; then digest() { set -- $(shasum -a 256); echo "$1"; }
