@@ -50,6 +50,10 @@ bench: setup ## Measure against bare ssh and a direct sshd: medians of interleav
 mutate-guards: setup ## Take each named guard out of a copy of the code, and see a test fail
 	@$(PY) scripts/mutate_guards.py
 
+.PHONY: docs
+docs: setup ## Write the reference pages that follow from the code
+	@$(PY) scripts/make_docs.py
+
 .PHONY: clean
 clean: ## Remove what setup, demo and tests made (not the downloads that are shared)
 	@rm -rf $(VENV) .demo .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build
