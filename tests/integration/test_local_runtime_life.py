@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 import subprocess
@@ -317,3 +318,21 @@ async def test_a_second_process_outside_sees_the_lock_holder(boxes: Boxes) -> No
     assert (await boxes.runtime.inspect(spec.workspace_id)).state is ObservedState.STOPPED
     folder.state_file.write_text(raw)
     assert (await boxes.runtime.inspect(spec.workspace_id)).state is ObservedState.RUNNING
+
+
+async def test_a_namespace_number_that_went_to_another_box_is_not_believed(boxes: Boxes) -> None:
+    """An ordinary user's boxes share a uid: the number that a dead box left may be its neighbour's by now."""
+    spec = boxes.new_spec()
+    await boxes.open(spec)
+    state = keepers.find_serving_state(Layout(boxes.root).workspace(spec.workspace_id))
+    assert state is not None
+    assert state.first_pid is not None
+    assert state.first_ticks is not None
+    assert state.first_pid in keepers.find_box_processes(None, state)
+    of_a_dead_box = dataclasses.replace(state, first_ticks=state.first_ticks - 1)
+    assert keepers.find_box_processes(None, of_a_dead_box) == []
+    assert keepers.find_box_processes(None, dataclasses.replace(state, first_pid=2**22 + 1)) == []
+    keepers.end_leftovers(None, of_a_dead_box)
+    assert (await boxes.runtime.inspect(spec.workspace_id)).state is ObservedState.RUNNING
+    keepers.end_leftovers(None, state)
+    assert wait_until(lambda: keepers.find_box_processes(None, state) == []), "the control: its own number ends it"

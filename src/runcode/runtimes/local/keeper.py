@@ -199,11 +199,14 @@ class Keeper:
 
     def _write_state(self) -> None:
         pid = os.getpid()
+        first_pid, pid_namespace = find_first_process(self._bwrap) or (None, None)
         state = plan.KeeperState(
             pid=pid,
             started_ticks=plan.read_started_ticks(pid) or 0,
             serving=self._serving,
-            pid_namespace=find_inner_pid_namespace(self._bwrap),
+            pid_namespace=pid_namespace,
+            first_pid=first_pid,
+            first_ticks=plan.read_started_ticks(first_pid) if first_pid is not None else None,
         )
         plan.write_private_json(plan.STATE_FILE, state)
 
@@ -303,15 +306,15 @@ class Keeper:
             time.sleep(0.001)
 
 
-def find_inner_pid_namespace(bwrap: int) -> int | None:
-    """The inode of the namespace that bwrap's child is in; None before it exists."""
+def find_first_process(bwrap: int) -> tuple[int, int] | None:
+    """(the pid of bwrap's child, the inode of its pid namespace); None before it is in one of its own."""
     try:
         with open(f"/proc/{bwrap}/task/{bwrap}/children", encoding="ascii") as file:
-            child = file.read().split()[0]
+            child = int(file.read().split()[0])
         inner = os.stat(f"/proc/{child}/ns/pid").st_ino
-    except (OSError, IndexError):
+    except (OSError, IndexError, ValueError):
         return None
-    return inner if inner != os.stat("/proc/self/ns/pid").st_ino else None
+    return (child, inner) if inner != os.stat("/proc/self/ns/pid").st_ino else None
 
 
 def become_box(box_plan: plan.BoxPlan, descriptors: dict[int, int]) -> None:

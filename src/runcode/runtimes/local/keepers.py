@@ -118,7 +118,7 @@ def end_keeper(folder: WorkspaceFolder, host_uid: int | None) -> None:
     else:
         if find_keeper(folder) is not None:
             raise RunCodeError("io_error", "the workspace's keeper does not end")
-    end_leftovers(host_uid, state.pid_namespace if state is not None else None)
+    end_leftovers(host_uid, state)
 
 
 def signal_and_wait(folder: WorkspaceFolder, pid: int, number: signal.Signals, patience_s: float) -> None:
@@ -139,10 +139,10 @@ def signal_and_wait(folder: WorkspaceFolder, pid: int, number: signal.Signals, p
         os.close(pidfd)
 
 
-def end_leftovers(host_uid: int | None, pid_namespace: int | None) -> None:
+def end_leftovers(host_uid: int | None, state: plan.KeeperState | None) -> None:
     """What a killed keeper may have left. Normally finds nothing, and costs one look at /proc."""
     deadline = time.monotonic() + _KILL_S
-    while left := find_box_processes(host_uid, pid_namespace):
+    while left := find_box_processes(host_uid, state):
         for pid in left:
             try:
                 pidfd = os.pidfd_open(pid)
@@ -150,7 +150,7 @@ def end_leftovers(host_uid: int | None, pid_namespace: int | None) -> None:
                 continue
             try:
                 # Again, now that the pid is pinned.
-                if pid in find_box_processes(host_uid, pid_namespace):
+                if pid in find_box_processes(host_uid, state):
                     signal.pidfd_send_signal(pidfd, signal.SIGKILL)
             except ProcessLookupError:
                 pass
@@ -161,14 +161,20 @@ def end_leftovers(host_uid: int | None, pid_namespace: int | None) -> None:
         time.sleep(0.005)
 
 
-def find_box_processes(host_uid: int | None, pid_namespace: int | None) -> list[int]:
-    """Living processes of a box, seen from the host: by its own uid (as root), else by its pid namespace."""
+def find_box_processes(host_uid: int | None, state: plan.KeeperState | None) -> list[int]:
+    """Living processes of a box, seen from the host: by its own uid (as root), else by its pid namespace.
+
+    A namespace's number is reused once its pid 1 has ended, then perhaps for another
+    box of the same user: so it counts only while that very process lives.
+    """
     pids = [int(name) for name in os.listdir("/proc") if name.isdigit()]
     if host_uid is not None:
         return [pid for pid in pids if runs_as(pid, host_uid)]
-    if pid_namespace is None:
+    if state is None or state.pid_namespace is None or state.first_pid is None or state.first_ticks is None:
         return []
-    return [pid for pid in pids if lives_in(pid, pid_namespace)]
+    found = [pid for pid in pids if lives_in(pid, state.pid_namespace)]
+    # Asked last: what was found while pid 1 lives was found in its namespace.
+    return found if plan.read_started_ticks(state.first_pid) == state.first_ticks else []
 
 
 def runs_as(pid: int, uid: int) -> bool:

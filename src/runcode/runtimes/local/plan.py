@@ -39,12 +39,19 @@ class BoxPlan:
 
 @dataclass(frozen=True)
 class KeeperState:
-    """A keeper's own words. Believed only while the process `pid` holds the lock."""
+    """A keeper's own words. Believed only while the process `pid` holds the lock.
+
+    `first_pid` and `first_ticks`: the box's pid 1 as the host sees it. The kernel gives
+    the number of a namespace that ended to the next one, so `pid_namespace` means this
+    box only while that process lives.
+    """
 
     pid: int
     started_ticks: int
     serving: bool
     pid_namespace: int | None = None
+    first_pid: int | None = None
+    first_ticks: int | None = None
 
 
 def write_private_json(path: str, record: BoxPlan | KeeperState) -> None:
