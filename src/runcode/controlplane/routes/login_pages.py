@@ -49,7 +49,7 @@ def render_page(title: str, body: str) -> str:
 
 
 def render_sign_in(request: LoginRequest, proof: str, *, email: str = "", problem: str = "") -> str:
-    shown = f'<p class="problem" role="alert">{escape(problem)}</p>' if problem else ""
+    shown = f'<p class="problem" role="alert">{escape(_sentence(problem))}</p>' if problem else ""
     focus_email, focus_password = ("", " autofocus") if email else (" autofocus", "")
     return render_page(
         "Sign in",
