@@ -23,6 +23,9 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
 from support.kills import VICTIMS, Campaign, Outcome  # noqa: E402
 
+# Of one round: the first ones tell the cause.
+_SHOWN = 8
+
 
 def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
@@ -50,8 +53,10 @@ def main() -> int:
         for number in numbers:
             outcome = campaign.play(number, victim=options.victim)
             say(render_round(outcome, len(numbers)))
-            for fault in outcome.faults:
+            for fault in outcome.faults[:_SHOWN]:
                 say(f"    FAULT: {fault}")
+            if len(outcome.faults) > _SHOWN:
+                say(f"    and {len(outcome.faults) - _SHOWN} more")
             faults += [f"round {number}: {fault}" for fault in outcome.faults]
     except KeyboardInterrupt:
         say("chaos: interrupted; cleaning up")

@@ -46,6 +46,8 @@ class Call:
     stderr: str
     seconds: float
     was_killed: bool
+    # ssh over somebody else's master says nothing when that one goes (mux.c of OpenSSH 9.2).
+    may_be_silent: bool = False
 
 
 @dataclass
@@ -135,7 +137,9 @@ class Load:
         own_connection = ["-S", "none"] if rng.random() < 0.5 else []
         alias = re.findall(r"(?m)^Host (\S+)$", config.read_text())[0]
         words = ["ssh", "-F", str(config), *own_connection, alias, self._counting(title, identity, rng)]
-        self._judge_command(self._call("ssh", laptop, title, identity, words))
+        call = self._call("ssh", laptop, title, identity, words)
+        call.may_be_silent = not own_connection
+        self._judge_command(call)
 
     def _put(self, laptop: Laptop, title: str, identity: str, rng: random.Random) -> None:
         content = rng.randbytes(rng.randrange(1, 2_000_000))
@@ -244,7 +248,7 @@ class Load:
         if call.status == 0 and find_code(call.stderr) is not None:
             self._complain(call, "it exited 0 and names a failure")
         if find_code(call.stderr) == "internal":
-            self._complain(call, "an internal error")
+            self._complain(call, f"an internal error: {find_crash(call.stderr)}")
 
     def _judge_command(self, call: Call) -> None:
         expected = f"{call.identity}\n".encode()
@@ -256,7 +260,7 @@ class Load:
             if call.stdout != expected:
                 self._complain(call, f"it exited 0 with the output {call.stdout!r}")
         elif call.status == 255:
-            if not call.stderr.strip() and not call.was_killed:
+            if not call.stderr.strip() and not call.was_killed and not call.may_be_silent:
                 self._complain(call, "it exited 255 without a word")
         elif call.status in _ENDED_WITH_THE_BOX and call.workspace in self.struck:
             pass
@@ -275,6 +279,14 @@ def find_code(stderr: str) -> str | None:
     lines = [line for line in stderr.splitlines() if line and not _PROGRESS.fullmatch(line)]
     match = _FAILURE.fullmatch(lines[0]) if len(lines) == 1 else None
     return match[1] if match is not None and match[1] in ERRORS else None
+
+
+def find_crash(stderr: str) -> str:
+    """The end of the traceback that an `internal` failure names."""
+    match = re.search(r"details in (\S+\.log)", stderr)
+    with contextlib.suppress(OSError):
+        return Path(match[1]).read_text()[-500:] if match else ""
+    return ""
 
 
 def sentinel_content(title: str) -> bytes:

@@ -21,6 +21,8 @@ class Process:
     parent: int
     name: str
     command: str
+    # Clock ticks since boot.
+    started: int = 0
     ended: bool = False
 
     def __str__(self) -> str:
@@ -41,7 +43,7 @@ def _read(pid: int) -> Process:
     before, _, after = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")
     fields = after.split()
     command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-    return Process(pid, int(fields[1]), before.partition("(")[2], command, fields[0] in "ZX")
+    return Process(pid, int(fields[1]), before.partition("(")[2], command, int(fields[19]), fields[0] in "ZX")
 
 
 def children_of(parent: int, processes: dict[int, Process]) -> list[Process]:
@@ -79,13 +81,6 @@ def carries(pid: int, text: bytes) -> bool:
     return False
 
 
-def pid_namespace_of(pid: int) -> int | None:
-    try:
-        return os.stat(f"/proc/{pid}/ns/pid").st_ino
-    except OSError:
-        return None
-
-
 def has_uid(pid: int, uids: set[int]) -> bool:
     try:
         return os.stat(f"/proc/{pid}").st_uid in uids or _real_uid(pid) in uids
@@ -102,22 +97,28 @@ def _real_uid(pid: int) -> int:
 
 @dataclass
 class Footprint:
-    """How to recognise everything that one campaign may ever have started."""
+    """How to recognise everything that one campaign may ever have started.
+
+    By the paths that a process carries, as root by the boxes' own uids, and by having
+    been seen below a keeper before (pid and start time, since pids come again).
+    Nothing else: whoever is recognised here may be killed at the end.
+    """
 
     folder: Path
     host_uids: set[int] = field(default_factory=set)
-    pid_namespaces: set[int] = field(default_factory=set)
+    _seen: set[tuple[int, int]] = field(default_factory=set)
+
+    def remember(self, pids: Iterable[int], processes: dict[int, Process]) -> None:
+        self._seen |= {(pid, processes[pid].started) for pid in pids if pid in processes}
 
     def find_members(self, processes: dict[int, Process]) -> set[int]:
         text = os.fsencode(self.folder)
-        own = pid_namespace_of(os.getpid())
-        namespaces = self.pid_namespaces - {own}
         return {
             pid
             for pid, process in processes.items()
             if pid != os.getpid()
             and not process.ended
-            and (carries(pid, text) or has_uid(pid, self.host_uids) or pid_namespace_of(pid) in namespaces)
+            and ((pid, process.started) in self._seen or carries(pid, text) or has_uid(pid, self.host_uids))
         }
 
 

@@ -18,18 +18,21 @@ import random
 import shutil
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runcode.runtimes.local import identity, keepers, plan
+from runcode.runtimes.local import identity, keepers
 from runcode.runtimes.local.layout import Layout, WorkspaceFolder
 from support import kill_proc
 from support.kill_load import SENTINEL, Books, Load, check_storage, sentinel_content
 from support.service import Laptop, Service
 
-TITLES = ("north-box", "east-box", "south-box")
+TITLES = ("north-box", "east-box", "south-box", "restless-box")
+# Stopped and started all the time under load, so that kills also meet half a start and half a stop.
+RESTLESS = TITLES[-1]
 # Generous: what is measured stands in the table, and these only end a hang.
 BACK_S = 90.0
 QUIET_S = 30.0
@@ -97,7 +100,7 @@ class Campaign:
         for title in TITLES:
             made = self.service.operator_json("workspace", "create", title)
             self.ids[title] = made["id"]
-            self._request(f"workspace/start?workspace_id={made['id']}")
+            self.request(f"workspace/start?workspace_id={made['id']}")
             if os.geteuid() == 0:
                 host_uid = identity.host_uid_for(self.layout, made["id"])
                 assert host_uid is not None
@@ -152,7 +155,10 @@ class Campaign:
         outcome = Outcome(number, victim or drawn, rng.choice(TITLES))
         faults_before = len(self.books.faults)
         load = Load(self.laptops, self.ids, self.books, f"{self.seed}:{number}")
+        load.struck.add(RESTLESS)
         load.start()
+        restless = Restless(self, rng.random())
+        restless.start()
         try:
             time.sleep(rng.uniform(0.1, 1.5))
             self._strike(outcome, load, rng)
@@ -163,8 +169,11 @@ class Campaign:
                 self.service.start()
                 possible_at = time.monotonic()
                 outcome.server_up_s = possible_at - began
+            time.sleep(rng.uniform(0.0, 0.5))
+            restless.stop()
             self._wait_until_true(outcome, possible_at)
         finally:
+            restless.stop()
             load.stop()
         outcome.quiet_s, orphans = self._wait_for_quiet(self._find_owned)
         outcome.faults += [f"nobody owns {process}" for process in orphans]
@@ -175,12 +184,14 @@ class Campaign:
         self.outcomes.append(outcome)
         # What a person does who will not wait: the back-off begins anew.
         for workspace_id in self.ids.values():
-            self._request(f"workspace/start?workspace_id={workspace_id}")
+            self.request(f"workspace/start?workspace_id={workspace_id}")
         return outcome
 
     def _strike(self, outcome: Outcome, load: Load, rng: random.Random) -> None:
         """Kill the victim; a client may just be between two calls, so it is waited for."""
         title, kind = outcome.workspace, outcome.victim
+        for known in TITLES:
+            self._look_at_box(known, kill_proc.look())
         if kind in BOX_KINDS:
             load.struck |= {title} if kind != "everything" else set(TITLES)
         if kind.startswith("cli "):
@@ -243,7 +254,7 @@ class Campaign:
             now = time.monotonic()
             claims = self._claims()
             seen = {title: self._is_serving(title) for title in TITLES}
-            if claims is not None and claims != self._claims():
+            if claims != self._claims():
                 continue  # it changed while we looked
             true = claims == seen
             back = true and all(seen.values())
@@ -265,7 +276,7 @@ class Campaign:
     def _claims(self) -> dict[str, bool] | None:
         """What the control plane tells people: title → it runs. None when it does not answer."""
         try:
-            rows = self._request("workspaces")["data"]["workspaces"]
+            rows = self.request("workspaces")["data"]["workspaces"]
         except (OSError, http.client.HTTPException, ValueError, KeyError):
             return None
         return {
@@ -282,11 +293,9 @@ class Campaign:
         """The box's processes by descent from whoever holds its lock; None unless all of them are there."""
         folder = self._folder_of(title)
         keeper = keepers.find_keeper(folder)
-        state = plan.find_keeper_state(str(folder.state_file))
-        if state is not None and state.pid_namespace is not None:
-            self.footprint.pid_namespaces.add(state.pid_namespace)
         if keeper is None or keeper not in processes:
             return None
+        self.footprint.remember(kill_proc.descendants_of([keeper], processes), processes)
         for bwrap in kill_proc.children_of(keeper, processes):
             for first in kill_proc.children_of(bwrap.pid, processes):
                 for init in kill_proc.children_of(first.pid, processes):
@@ -343,12 +352,48 @@ class Campaign:
     def _folder_of(self, title: str) -> WorkspaceFolder:
         return self.layout.workspace(self.ids[title])
 
-    def _request(self, path: str) -> dict[str, dict[str, list[dict[str, object]]]]:
+    def request(self, path: str) -> dict[str, dict[str, list[dict[str, object]]]]:
         connection = http.client.HTTPConnection(self.service.http, timeout=30)
         with contextlib.closing(connection):
             connection.request("GET", f"/api/rc/{path}", headers={"Authorization": f"Token {self.token}"})
             parsed: dict[str, dict[str, list[dict[str, object]]]] = json.loads(connection.getresponse().read())
         return parsed
+
+
+class Restless:
+    """Stops and starts one box over and over, through the API; in the end it shall run."""
+
+    def __init__(self, campaign: Campaign, seed: float) -> None:
+        self._campaign = campaign
+        self._rng = random.Random(seed)
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Idempotent. A box that shall run is the last word, as soon as the server takes it."""
+        self._ending.set()
+        self._thread.join()
+
+    def _work(self) -> None:
+        number = self._campaign.ids[RESTLESS]
+        while not self._ending.is_set():
+            for verb in ("stop", "start"):
+                self._ask(f"workspace/{verb}?workspace_id={number}")
+                self._ending.wait(self._rng.choice((0.0, self._rng.uniform(0.0, 0.1), self._rng.uniform(0.1, 1.0))))
+        deadline = time.monotonic() + BACK_S
+        while not self._ask(f"workspace/start?workspace_id={number}") and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    def _ask(self, path: str) -> bool:
+        """False while the server is down."""
+        try:
+            self._campaign.request(path)
+        except (OSError, http.client.HTTPException, ValueError):
+            return False
+        return True
 
 
 @dataclass(frozen=True)
