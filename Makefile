@@ -30,6 +30,10 @@ demo: setup ## Watch an agent-like session work on a remote workspace, all on th
 test: setup ## Run the whole test suite, on real parts
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
+.PHONY: contract
+contract: setup ## Hold every runtime to the port's contract, and print runtime × case
+	@$(PY) -m pytest tests/contract -k runtime $(PYTEST_ARGS)
+
 .PHONY: check
 check: setup ## Lint, format check, strict types, import directions
 	@$(VENV)/bin/ruff check .

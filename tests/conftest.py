@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from support.runtime_table import RuntimeTables
+
 _KEPT = ("PATH", "LANG", "LC_ALL", "TERM", "TZ", "CI", "TMPDIR", "PYTHONDONTWRITEBYTECODE")
 # A run in a shell's background inherits an ignored SIGINT, and so would every program that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _NOT_RUN = pytest.StashKey[list[str]]()
+_TABLES = pytest.StashKey[RuntimeTables]()
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +30,22 @@ def isolated_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
     return home
 
 
+class _FeedTables:
+    def __init__(self, tables: RuntimeTables) -> None:
+        self._tables = tables
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self._tables.add_report(report)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_TABLES] = RuntimeTables()
+    config.pluginmanager.register(_FeedTables(config.stash[_TABLES]))
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What this user cannot run is taken out here, and listed by name at the end: never a silent skip."""
+    config.stash[_TABLES].add_items(items)
     if os.geteuid() == 0:
         config.stash[_NOT_RUN] = []
         return
@@ -40,6 +57,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for title, lines in config.stash[_TABLES].render():
+        terminalreporter.section(title)
+        for line in lines:
+            terminalreporter.line(line)
     not_run = [(node, "needs root") for node in config.stash.get(_NOT_RUN, [])]
     for report in terminalreporter.stats.get("skipped", []):
         not_run.append((report.nodeid, str(report.longrepr[-1]) if report.longrepr else "skipped"))

@@ -1,4 +1,10 @@
-"""The port's contract (`runtimes/base.py`), run on every runtime: the fake, and the local one for real."""
+"""The port's contract (`runtimes/base.py`), run on every runtime: honest fakes, and the local one for real.
+
+Each test that takes a `case` is a row of the table that the run's summary prints,
+each runtime a column. What stands in a real runtime's column is held to it by
+`support.runtime_witness`, from outside. `tests/contract/test_runtime_misfits.py`
+shows that the suite tells misbehaving runtimes from honest ones.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from runcode.core.errors import RunCodeError
-from runcode.runtimes.base import ObservedState, Runtime, TcpEndpoint, UnixEndpoint, WorkspaceSpec
+from runcode.runtimes.base import Observation, ObservedState, Runtime, TcpEndpoint, UnixEndpoint, WorkspaceSpec
 from runcode.runtimes.local.runtime import LocalRuntime
 from runcode.runtimes.unix_sockets import open_unix_socket
 from support.runtime_boxes import find_host_processes, new_workspace_id
@@ -24,19 +30,26 @@ from support.runtime_fake import (
     LyingRuntime,
     NeverReadyRuntime,
     SlowRuntime,
+    SluggishRuntime,
 )
 from support.runtime_ssh import WorkspaceCa
+from support.runtime_witness import require_installed, require_real_box
 
 pytest_plugins = ["support.runtime_fixtures"]
+contract = pytest.mark.runtime_case("contract")
 
 
 @dataclass
 class Case:
-    """A runtime under test, and how another process would open the same one."""
+    """A runtime under test, and how another process would open the same one.
+
+    `real` names the installed runtime that this column is for; None for a fake's.
+    """
 
     runtime: Runtime
     reopen: Callable[[], Runtime]
     spec: WorkspaceSpec
+    real: str | None = None
 
     @property
     def id(self) -> int:
@@ -54,7 +67,15 @@ class Case:
         assert (seen.endpoint is not None) == (seen.state is ObservedState.RUNNING), seen
         # What another process sees is no different.
         assert (await self.reopen().inspect(self.id)).state is seen.state
+        if self.real is not None:
+            await self.require_real(seen)
         return seen.state
+
+    async def require_real(self, seen: Observation) -> None:
+        assert self.real is not None
+        require_installed(self.runtime, self.real)
+        if isinstance(seen.endpoint, UnixEndpoint):
+            await require_real_box(seen.endpoint.socket_path)
 
     async def greeting(self) -> bytes:
         endpoint = (await self.runtime.inspect(self.id)).endpoint
@@ -69,35 +90,42 @@ class Case:
             writer.close()
 
 
-@pytest.fixture(params=["fake", "local"])
+FAKES = {"fake": FakeRuntime, "slow": SluggishRuntime}
+
+
+@pytest.fixture(params=[*FAKES, "local"])
 async def case(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Case]:
     spec = WorkspaceCa().make_spec(new_workspace_id())
-    if request.param == "fake":
-        machine = FakeMachine()
-        runtime: Runtime = FakeRuntime(tmp_path, machine)
-        yield Case(runtime, lambda: FakeRuntime(tmp_path, machine), spec)
+    if request.param in FAKES:
+        machine, make = FakeMachine(), FAKES[request.param]
+        runtime: Runtime = make(tmp_path, machine)
+        yield Case(runtime, lambda: make(tmp_path, machine), spec)
         await runtime.destroy(spec.workspace_id)
         assert machine.running == {}
         assert machine.half_started == set()
         return
     root: Path = request.getfixturevalue("local_root")
     runtime = request.getfixturevalue("local_runtime")
-    yield Case(runtime, lambda: LocalRuntime(root), spec)
+    require_installed(runtime, "local")
+    yield Case(runtime, lambda: LocalRuntime(root), spec, real="local")
     await runtime.destroy(spec.workspace_id)
     assert find_host_processes(root) == {}
     assert not (root / "workspaces" / str(spec.workspace_id)).exists()
 
 
+@contract
 async def test_a_workspace_nobody_made_is_absent(case: Case) -> None:
     assert await case.state() is ObservedState.ABSENT
 
 
+@contract
 async def test_create_makes_storage_and_is_idempotent(case: Case) -> None:
     await case.runtime.create(case.spec)
     await case.runtime.create(case.spec)
     assert await case.state() is ObservedState.STOPPED
 
 
+@contract
 async def test_a_started_box_answers_where_inspect_says(case: Case) -> None:
     await case.runtime.create(case.spec)
     steps = await case.start()
@@ -106,6 +134,7 @@ async def test_a_started_box_answers_where_inspect_says(case: Case) -> None:
     assert (await case.greeting()).startswith(b"SSH-2.0-")
 
 
+@contract
 async def test_start_is_idempotent(case: Case) -> None:
     await case.runtime.create(case.spec)
     await case.start()
@@ -116,6 +145,7 @@ async def test_start_is_idempotent(case: Case) -> None:
     assert (await case.greeting()).startswith(b"SSH-2.0-")
 
 
+@contract
 async def test_two_starts_at_once_end_in_one_box(case: Case) -> None:
     await case.runtime.create(case.spec)
     await asyncio.gather(case.start(), case.start(), case.start())
@@ -123,6 +153,7 @@ async def test_two_starts_at_once_end_in_one_box(case: Case) -> None:
     assert (await case.greeting()).startswith(b"SSH-2.0-")
 
 
+@contract
 async def test_stop_is_idempotent_and_keeps_storage(case: Case) -> None:
     await case.runtime.create(case.spec)
     await case.runtime.stop(case.id)
@@ -134,6 +165,7 @@ async def test_stop_is_idempotent_and_keeps_storage(case: Case) -> None:
     assert await case.state() is ObservedState.RUNNING
 
 
+@contract
 async def test_stop_and_destroy_of_an_absent_workspace_do_nothing(case: Case) -> None:
     await case.runtime.stop(case.id)
     assert await case.state() is ObservedState.ABSENT
@@ -142,6 +174,7 @@ async def test_stop_and_destroy_of_an_absent_workspace_do_nothing(case: Case) ->
     assert await case.state() is ObservedState.ABSENT
 
 
+@contract
 async def test_destroy_of_a_running_workspace_leaves_nothing(case: Case) -> None:
     await case.runtime.create(case.spec)
     await case.start()
@@ -152,6 +185,7 @@ async def test_destroy_of_a_running_workspace_leaves_nothing(case: Case) -> None
     assert await case.state() is ObservedState.STOPPED
 
 
+@contract
 @pytest.mark.parametrize("then", ["start", "stop", "destroy", "create"])
 @pytest.mark.parametrize("checkpoint", [1, 2, 3])
 async def test_a_crash_at_any_checkpoint_can_be_gone_on_from(case: Case, checkpoint: int, then: str) -> None:
@@ -176,6 +210,7 @@ async def test_a_crash_at_any_checkpoint_can_be_gone_on_from(case: Case, checkpo
         assert await case.state() in (ObservedState.STOPPED, ObservedState.RUNNING)
 
 
+@contract
 async def test_stop_during_start_wins(case: Case) -> None:
     await case.runtime.create(case.spec)
     half = case.runtime.start(case.spec)
@@ -188,6 +223,7 @@ async def test_stop_during_start_wins(case: Case) -> None:
     assert await case.state() is ObservedState.STOPPED
 
 
+@contract
 async def test_destroy_during_start_wins(case: Case) -> None:
     await case.runtime.create(case.spec)
     half = case.runtime.start(case.spec)
@@ -200,6 +236,7 @@ async def test_destroy_during_start_wins(case: Case) -> None:
     assert await case.state() is ObservedState.ABSENT
 
 
+@contract
 async def test_a_cancelled_start_leaves_a_true_state(case: Case) -> None:
     await case.runtime.create(case.spec)
     task = asyncio.create_task(case.start())
@@ -212,6 +249,7 @@ async def test_a_cancelled_start_leaves_a_true_state(case: Case) -> None:
     assert await case.state() is ObservedState.RUNNING
 
 
+@contract
 async def test_closing_a_runtime_leaves_boxes_running(case: Case) -> None:
     await case.runtime.create(case.spec)
     other = case.reopen()
@@ -221,10 +259,46 @@ async def test_closing_a_runtime_leaves_boxes_running(case: Case) -> None:
     assert (await case.greeting()).startswith(b"SSH-2.0-")
 
 
+@contract
 async def test_capabilities_and_obstacle_are_told(case: Case) -> None:
     assert case.runtime.find_obstacle() is None
     assert case.runtime.name
     assert isinstance(case.runtime.capabilities.sudo, bool)
+
+
+# A real runtime's column is for the real runtime only.
+
+
+class BorrowedName(FakeRuntime):
+    name = "local"
+
+
+class Impostor(LocalRuntime):
+    """Passes for the real one by its class's name and by isinstance."""
+
+
+Impostor.__name__ = Impostor.__qualname__ = "LocalRuntime"
+
+
+async def test_a_fake_in_a_real_runtimes_column_fails(tmp_path: Path, local_root: Path) -> None:
+    spec = WorkspaceCa().make_spec(new_workspace_id())
+    for fake in (FakeRuntime(tmp_path), BorrowedName(tmp_path), Impostor(local_root)):
+        case = Case(fake, lambda: fake, spec, real="local")  # noqa: B023 (used within this turn)
+        for row in (test_a_workspace_nobody_made_is_absent, test_create_makes_storage_and_is_idempotent):
+            with pytest.raises(AssertionError, match="the column 'local' holds a"):
+                await row(case)
+        await fake.destroy(spec.workspace_id)
+
+
+async def test_a_socket_that_nobody_boxed_is_no_real_box(tmp_path: Path) -> None:
+    """Past the class as well: what listens must be a keeper with a box below it, as the kernel tells."""
+    fake, spec = FakeRuntime(tmp_path), WorkspaceCa().make_spec(new_workspace_id())
+    await drain(fake, spec)
+    endpoint = (await fake.inspect(spec.workspace_id)).endpoint
+    assert isinstance(endpoint, UnixEndpoint)
+    with pytest.raises(AssertionError, match="own process listens"):
+        await require_real_box(endpoint.socket_path)
+    await fake.destroy(spec.workspace_id)
 
 
 # The fakes that misbehave do so in exactly the way that they promise.

@@ -148,6 +148,13 @@ class SlowRuntime(FakeRuntime):
             await self.gate.wait()
 
 
+class SluggishRuntime(FakeRuntime):
+    """Honest, but each step takes its time, so that others get in between."""
+
+    async def before_step(self, step: str) -> None:
+        await asyncio.sleep(0.03)
+
+
 class NeverReadyRuntime(FakeRuntime):
     """Leaves something behind, then says that it cannot, each time."""
 
