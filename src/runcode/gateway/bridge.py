@@ -9,11 +9,12 @@ message 80–100, and by `connection`, which brings the workspace leg.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Protocol
 
 from runcode.core.terminal import printable
 from runcode.gateway.packets import CHANNEL_EXTENDED_DATA, CHANNEL_WINDOW_ADJUST
-from runcode.gateway.relay import Leg, PacketRelay, RelayLimits, Violation
+from runcode.gateway.relay import Leg, PacketRelay, RelayLimits, RelayObserver, Violation
 
 _log = logging.getLogger(__name__)
 
@@ -41,23 +42,41 @@ class RelayLeg(Protocol):
 class Bridge:
     """Joins a client leg with a workspace leg that comes later."""
 
-    def __init__(self, client: RelayLeg, name: str, *, limits: RelayLimits, max_early_bytes: int) -> None:
+    def __init__(
+        self,
+        client: RelayLeg,
+        name: str,
+        *,
+        limits: RelayLimits,
+        max_early_bytes: int,
+        observer: RelayObserver | None = None,
+    ) -> None:
         self._legs: dict[Leg, RelayLeg] = {Leg.CLIENT: client}
+        # Where a leg's packets go, once there are two: looked up once for each data packet.
+        self._passes_to: dict[Leg, Callable[[bytes], None]] = {}
         self._name = name
-        self._relay = PacketRelay(limits, on_refusal=self._log_refusal)
+        self._relay = PacketRelay(limits, on_refusal=self._log_refusal, observer=observer)
         self._early: list[tuple[Leg, bytes]] = []
         self._early_bytes = 0
         self._max_early_bytes = max_early_bytes
         self._refusals = 0
         self.over = False
+        # Why it ended, in our words; the first cause counts.
+        self.end_reason = ""
 
     @property
     def open_channels(self) -> int:
         return self._relay.open_channels
 
+    @property
+    def carried(self) -> tuple[int, int]:
+        """Bytes of channel data that passed: towards the box, towards the client."""
+        return self._relay.up, self._relay.down
+
     def join(self, box: RelayLeg) -> None:
         """The workspace leg is ready: pass on what came before it was."""
         self._legs[Leg.BOX] = box
+        self._passes_to = {Leg.CLIENT: box.deliver, Leg.BOX: self._legs[Leg.CLIENT].deliver}
         early, self._early = self._early, []
         for source, payload in early:
             self.received(source, payload)
@@ -66,11 +85,15 @@ class Bridge:
         """A message 80–100 came in on a leg."""
         if self.over:
             return
-        if Leg.BOX not in self._legs:
+        pass_on = self._passes_to.get(source)
+        if pass_on is None:
             self._keep_early(source, payload)
             return
-        if CHANNEL_WINDOW_ADJUST <= payload[0] <= CHANNEL_EXTENDED_DATA:
-            self._legs[source.other].deliver(payload)
+        number = payload[0]
+        if CHANNEL_WINDOW_ADJUST <= number <= CHANNEL_EXTENDED_DATA:
+            if number != CHANNEL_WINDOW_ADJUST:
+                self._relay.count_data(source, payload)
+            pass_on(payload)
             return
         try:
             outputs = self._relay.receive(source, payload)
@@ -91,15 +114,20 @@ class Bridge:
 
     def finish(self, reason: str) -> None:
         """End both legs after what is queued for each."""
-        self.over = True
+        self._note_end(reason)
         for leg in self._legs.values():
             leg.finish(reason)
 
     def cut(self, reason: str) -> None:
         """End both legs now."""
-        self.over = True
+        self._note_end(reason)
         for leg in self._legs.values():
             leg.cut(reason)
+
+    def _note_end(self, reason: str) -> None:
+        if not self.over:
+            self.over = True
+            self.end_reason = reason
 
     def _keep_early(self, source: Leg, payload: bytes) -> None:
         # The per-packet share stands for the object's own cost: empty packets must not be free.

@@ -21,7 +21,9 @@ from runcode.gateway.admission import AdmissionPolicy, Offer, Refusal, Route, ma
 from runcode.gateway.asyncssh_internals import ClientLeg
 from runcode.gateway.bridge import Bridge
 from runcode.gateway.directory import Directory
+from runcode.gateway.journal import ConnectionJournal
 from runcode.gateway.lobby import Lobby
+from runcode.gateway.recorder import EventRecorder
 from runcode.gateway.registry import ConnectionRegistry
 from runcode.gateway.watcher import ChangeWatcher
 from runcode.gateway.workspace_leg import WorkspaceDialer, WorkspaceUnreachable
@@ -43,6 +45,7 @@ class GatewayContext:
     watcher: ChangeWatcher
     dialer: WorkspaceDialer
     lobby: Lobby
+    recorder: EventRecorder
 
 
 class GatewayConnection:
@@ -55,12 +58,28 @@ class GatewayConnection:
         self._leg = leg
         self._name = f"{route.workspace.title}/{route.session.session_id}"
         policy = context.policy
-        self._bridge = Bridge(leg, self._name, limits=policy.relay, max_early_bytes=policy.max_early_bytes)
+        self._journal = ConnectionJournal(context.recorder, context.clock, offer=offer, route=route)
+        self._bridge = Bridge(
+            leg,
+            self._name,
+            limits=policy.relay,
+            max_early_bytes=policy.max_early_bytes,
+            observer=self._journal,
+        )
         self._task: asyncio.Task[None] | None = None
         self._age_timer: asyncio.TimerHandle | None = None
 
+    @property
+    def open_channels(self) -> int:
+        return self._bridge.open_channels
+
+    @property
+    def carried(self) -> tuple[int, int]:
+        return self._bridge.carried
+
     def begin(self) -> None:
         """Take over the client's packets, and set out for the workspace."""
+        self._journal.opened()
         self._leg.relay_to(self._bridge)
         if self.route.obstacle is not None:
             _log.info("connection %s: %s", self._name, self.route.obstacle)
@@ -98,6 +117,7 @@ class GatewayConnection:
     def cut(self, reason: str) -> None:
         """End both legs now. The client is told that access ended, not why."""
         _log.info("connection %s cut: %s", self._name, reason)
+        self._journal.ended(f"access ended: {reason}", carried=self._bridge.carried)
         self.ended(cancel=asyncio.current_task() is not self._task)
         self._bridge.cut(ACCESS_ENDED)
 
@@ -111,6 +131,8 @@ class GatewayConnection:
     def ended(self, *, cancel: bool = True) -> None:
         """The client leg is over (or about to be). Idempotent."""
         self._context.registry.leave(self)
+        reason = self._bridge.end_reason or "the client's connection ended"
+        self._journal.ended(reason, carried=self._bridge.carried)
         if self._age_timer is not None:
             self._age_timer.cancel()
         if cancel and self._task is not None:

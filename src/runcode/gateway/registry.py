@@ -22,6 +22,14 @@ class LiveConnection(Protocol):
     offer: Offer
     route: Route
 
+    @property
+    def open_channels(self) -> int: ...
+
+    @property
+    def carried(self) -> tuple[int, int]:
+        """Bytes of channel data so far: towards the box, towards the client."""
+        ...
+
     def cut(self, reason: str) -> None:
         """End it now, on both legs; what is still queued is not waited for."""
         ...
@@ -69,6 +77,9 @@ class ConnectionRegistry:
                 found.discard(connection)
                 if not found:
                     del self._by_name[name]
+
+    def find_by_workspace(self, workspace_id: int) -> frozenset[LiveConnection]:
+        return frozenset(self._by_name.get(("workspace", workspace_id), ()))
 
     def find_touched(self, batch: ChangeBatch) -> set[LiveConnection]:
         """The connections that a batch of changes may concern."""

@@ -1,8 +1,9 @@
 """What may pass between a client and its workspace, packet by packet.
 
 Owns: the rules of the relay, as a state machine that takes decrypted payloads
-and yields the packets to send. Never: sockets, asyncssh, time. Called by
-`bridge` for every message but 93–95 (window, data), which no rule touches.
+and yields the packets to send, and what an observer hears of it. Never: sockets,
+asyncssh, time. Called by `bridge` for every message but 93–95 (window, data),
+which no rule touches: of those, data is only counted.
 
 Threat: the box is hostile to the client's machine: it may open agent, X11 or
 forwarded channels that nobody asked for, or announce host keys. The client is
@@ -16,6 +17,10 @@ Guarantee:
 - Replies to global requests leave in the order in which that side asked, also
   when the gateway answers some of them itself (RFC 4254 §4).
 - What is kept per connection is bounded by `RelayLimits`.
+- No program is asked of the box unless the observer has heard of it, on the
+  channel that it belongs to: a request ahead of the channel's confirmation, or
+  after its close, ends the connection. What the box says about one channel
+  never counts for another.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ import enum
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from runcode.core.terminal import printable
 from runcode.gateway import packets
@@ -33,6 +39,9 @@ from runcode.gateway.packets import MalformedPacket, Reader
 class Leg(enum.Enum):
     CLIENT = "client"
     BOX = "workspace"
+
+    # Enum's own hash is a Python call, and each data packet looks legs up.
+    __hash__ = object.__hash__
 
     @property
     def other(self) -> Leg:
@@ -56,6 +65,8 @@ class RelayLimits:
     channels: int = 2048
     listeners: int = 256
     unanswered_requests: int = 1024
+    # A client may try a subsystem, then a command in its place; no honest one goes on like that.
+    programs_per_channel: int = 16
 
 
 # keepalive@openssh.com travels end to end, so that ServerAliveInterval tells the truth about the box.
@@ -77,8 +88,12 @@ _CLIENT_CHANNELS = frozenset({b"session", b"direct-tcpip", b"direct-streamlocal@
 _BOX_CHANNEL_REQUESTS = frozenset(
     {b"exit-status", b"exit-signal", b"xon-xoff", b"eow@openssh.com", b"keepalive@openssh.com"}
 )
+_PROGRAMS = frozenset({b"exec", b"shell", b"subsystem"})
 
 _Listener = tuple[bytes, int]
+_TARGET_MAX = 1024
+_TCP_LISTENER = b"tcpip-forward"
+_PATH_LISTENER = b"streamlocal-forward@openssh.com"
 
 
 class _Owed:
@@ -91,26 +106,102 @@ class _Owed:
         self.on_answer = on_answer
 
 
-class _Channel:
-    __slots__ = ("closed_by", "ids", "kind")
+class Channel:
+    """An open channel. `target` is where a forwarded one leads.
 
-    def __init__(self, kind: bytes, ids: dict[Leg, int]) -> None:
+    `up` and `down` count its data, towards the box and back; `note` is the observer's own.
+    """
+
+    __slots__ = ("closed_by", "down", "ids", "kind", "note", "opener", "programs", "target", "up")
+
+    def __init__(self, kind: bytes, opener: Leg, target: bytes, ids: dict[Leg, int]) -> None:
         self.kind = kind
+        self.opener = opener
+        self.target = target
         self.ids = ids
         self.closed_by: set[Leg] = set()
+        self.programs = 0
+        self.up = 0
+        self.down = 0
+        self.note: Any = None
+
+
+class RelayObserver(Protocol):
+    """Hears what was relayed. Every text is a peer's own bytes; nothing here may raise or wait."""
+
+    def channel_opened(self, channel: Channel) -> None: ...
+
+    def channel_refused(self, kind: bytes, opener: Leg, target: bytes) -> None:
+        """The other side did not take the channel."""
+        ...
+
+    def channel_closed(self, channel: Channel, by: Leg) -> None:
+        """One side has closed it; called once for each."""
+        ...
+
+    def program_requested(self, channel: Channel, form: bytes, text: bytes) -> None:
+        """The client asks for a command (`exec`), its login shell (`shell`) or a `subsystem`."""
+        ...
+
+    def request_sent(self, channel: Channel, *, program: bool) -> None:
+        """A request of the client that the box must answer; `program`: the one just told of."""
+        ...
+
+    def request_answered(self, channel: Channel, *, success: bool) -> None:
+        """The box answered the oldest of those."""
+        ...
+
+    def program_exited(self, channel: Channel, *, status: int | None, signal: bytes | None) -> None:
+        """What the box says of the channel's program."""
+        ...
+
+    def listener_opened(self, kind: bytes, target: bytes) -> None: ...
+
+    def listener_closed(self, kind: bytes, target: bytes, *, refused: bool) -> None: ...
+
+
+class _NoObserver:
+    """For a relay whose work nobody watches."""
+
+    def _nothing(self, *_arguments: object, **_named: object) -> None: ...
+
+    channel_opened = channel_refused = channel_closed = program_requested = request_sent = _nothing
+    request_answered = program_exited = listener_opened = listener_closed = _nothing
+
+
+_NOBODY = _NoObserver()
+
+
+class _Opening:
+    """A channel that a side asked for and the other has not answered."""
+
+    __slots__ = ("kind", "target")
+
+    def __init__(self, kind: bytes, target: bytes) -> None:
+        self.kind = kind
+        self.target = target
 
 
 class PacketRelay:
     """The rules for one client connection. `receive` raises Violation; nothing else."""
 
     def __init__(
-        self, limits: RelayLimits | None = None, *, on_refusal: Callable[[Leg, str], None] | None = None
+        self,
+        limits: RelayLimits | None = None,
+        *,
+        on_refusal: Callable[[Leg, str], None] | None = None,
+        observer: RelayObserver | None = None,
     ) -> None:
         self._limits = limits or RelayLimits()
         self._on_refusal = on_refusal
+        self._observer: RelayObserver = observer or _NOBODY
+        self.up = 0
+        self.down = 0
         self._owed: dict[Leg, deque[_Owed]] = {Leg.CLIENT: deque(), Leg.BOX: deque()}
-        self._opening: dict[Leg, dict[int, bytes]] = {Leg.CLIENT: {}, Leg.BOX: {}}
-        self._channels: dict[Leg, dict[int, _Channel]] = {Leg.CLIENT: {}, Leg.BOX: {}}
+        self._opening: dict[Leg, dict[int, _Opening]] = {Leg.CLIENT: {}, Leg.BOX: {}}
+        self._channels: dict[Leg, dict[int, Channel]] = {Leg.CLIENT: {}, Leg.BOX: {}}
+        self._by_client_number = self._channels[Leg.CLIENT]
+        self._by_box_number = self._channels[Leg.BOX]
         self._tcp_listeners: Counter[_Listener] = Counter()
         self._path_listeners: Counter[bytes] = Counter()
         self._agent_asked = False
@@ -119,6 +210,26 @@ class PacketRelay:
     @property
     def open_channels(self) -> int:
         return len(self._channels[Leg.CLIENT]) + len(self._opening[Leg.CLIENT]) + len(self._opening[Leg.BOX])
+
+    def count_data(self, source: Leg, payload: bytes) -> None:
+        """A data message (94, 95) passes. On the fast path: integers only.
+
+        Data for a channel that is not open is its sender's fault, and its receiver's
+        to punish; it counts for the connection alone.
+        """
+        size = len(payload) - (9 if payload[0] == packets.CHANNEL_DATA else 13)
+        if size <= 0:
+            return
+        if source is Leg.CLIENT:
+            self.up += size
+            channel = self._by_box_number.get(int.from_bytes(payload[1:5], "big"))
+            if channel is not None:
+                channel.up += size
+        else:
+            self.down += size
+            channel = self._by_client_number.get(int.from_bytes(payload[1:5], "big"))
+            if channel is not None:
+                channel.down += size
 
     def receive(self, source: Leg, payload: bytes) -> list[Output]:
         """A payload from `source` (message number first) → the packets that follow from it, in order."""
@@ -189,22 +300,35 @@ class PacketRelay:
         if name.endswith(b"streamlocal-forward@openssh.com"):
             path = reader.string()
             if name.startswith(b"cancel-"):
-                _take_one(self._path_listeners, path)
+                self._drop_path_listener(path)
                 return None
             self._path_listeners[path] += 1
-            return lambda answer: None if _is_success(answer) else _take_one(self._path_listeners, path)
+            self._observer.listener_opened(name, path)
+            return lambda answer: None if _is_success(answer) else self._drop_path_listener(path, refused=True)
         address, port = reader.string(), reader.uint32()
         if name.startswith(b"cancel-"):
-            _take_one(self._tcp_listeners, (address, port))
+            self._drop_tcp_listener(address, port)
             return None
         if port == 0:
             return lambda answer: self._note_allocated_port(address, answer)
-        self._tcp_listeners[address, port] += 1
-        return lambda answer: None if _is_success(answer) else _take_one(self._tcp_listeners, (address, port))
+        self._add_tcp_listener(address, port)
+        return lambda answer: None if _is_success(answer) else self._drop_tcp_listener(address, port, refused=True)
 
     def _note_allocated_port(self, address: bytes, answer: bytes) -> None:
         if _is_success(answer):
-            self._tcp_listeners[address, Reader(answer).uint32()] += 1
+            self._add_tcp_listener(address, Reader(answer).uint32())
+
+    def _add_tcp_listener(self, address: bytes, port: int) -> None:
+        self._tcp_listeners[address, port] += 1
+        self._observer.listener_opened(_TCP_LISTENER, _render_place(address, port))
+
+    def _drop_tcp_listener(self, address: bytes, port: int, *, refused: bool = False) -> None:
+        if _take_one(self._tcp_listeners, (address, port)):
+            self._observer.listener_closed(_TCP_LISTENER, _render_place(address, port), refused=refused)
+
+    def _drop_path_listener(self, path: bytes, *, refused: bool = False) -> None:
+        if _take_one(self._path_listeners, path):
+            self._observer.listener_closed(_PATH_LISTENER, path, refused=refused)
 
     # -- channels -----------------------------------------------------------
 
@@ -218,12 +342,14 @@ class PacketRelay:
         elif source is Leg.CLIENT:
             refusal = 0 if kind in _CLIENT_CHANNELS else packets.OPEN_UNKNOWN_CHANNEL_TYPE
         else:
-            refusal = 0 if self._was_asked_for(kind, reader) else packets.OPEN_ADMINISTRATIVELY_PROHIBITED
+            refusal = (
+                0 if self._was_asked_for(kind, Reader(payload, reader.at)) else packets.OPEN_ADMINISTRATIVELY_PROHIBITED
+            )
         if refusal:
             self._refused(source, "channel", kind)
             reason = "refused by the gateway"
             return [Output(source, packets.render_open_failure(sender, refusal, reason))]
-        self._opening[source][sender] = kind
+        self._opening[source][sender] = _Opening(kind, _read_target(kind, reader))
         return [Output(source.other, payload)]
 
     def _was_asked_for(self, kind: bytes, reader: Reader) -> bool:
@@ -241,44 +367,82 @@ class PacketRelay:
         reader = Reader(payload)
         recipient, sender, _window, _packet = (reader.uint32() for _ in range(4))
         asker = source.other
-        kind = self._opening[asker].pop(recipient, None)
-        if kind is None or sender in self._channels[source]:
+        opening = self._opening[asker].pop(recipient, None)
+        # A number that the side also gave to a channel of its own opening would lead to two.
+        if opening is None or sender in self._channels[source] or sender in self._opening[source]:
             raise Violation(f"the {source.value} confirmed a channel that was not asked for")
-        channel = _Channel(kind, {asker: recipient, source: sender})
+        channel = Channel(opening.kind, asker, opening.target, {asker: recipient, source: sender})
         self._channels[asker][recipient] = self._channels[source][sender] = channel
+        self._observer.channel_opened(channel)
         return [Output(asker, payload)]
 
     def _open_failure(self, source: Leg, payload: bytes) -> list[Output]:
         reader = Reader(payload)
         recipient = reader.uint32()
         reader.uint32(), reader.string(), reader.string()
-        if self._opening[source.other].pop(recipient, None) is None:
+        opening = self._opening[source.other].pop(recipient, None)
+        if opening is None:
             raise Violation(f"the {source.value} refused a channel that was not asked for")
+        self._observer.channel_refused(opening.kind, source.other, opening.target)
         return [Output(source.other, payload)]
 
     def _channel_request(self, source: Leg, payload: bytes) -> list[Output]:
         reader = Reader(payload)
-        _recipient, name, want_reply = reader.uint32(), reader.string(), reader.boolean()
+        recipient, name, want_reply = reader.uint32(), reader.string(), reader.boolean()
+        channel = self._channels[source.other].get(recipient)
+        if channel is not None and source in channel.closed_by:
+            channel = None
         if source is Leg.CLIENT:
             if name == b"auth-agent-req@openssh.com":
                 self._agent_asked = True
             elif name == b"x11-req":
                 self._x11_asked = True
+            if name in _PROGRAMS:
+                self._note_program(channel, name, reader)
+            if want_reply and channel is not None:
+                self._observer.request_sent(channel, program=name in _PROGRAMS)
         elif name not in _BOX_CHANNEL_REQUESTS:
             self._refused(source, "channel request", name)
             if want_reply:
                 # Answering here could overtake an answer of the client on the same channel; no sshd sends this.
                 raise Violation("the workspace asked the client for something that no sshd asks for")
             return []
+        elif channel is not None:
+            self._note_exit(channel, name, reader)
         return [Output(source.other, payload)]
+
+    def _note_program(self, channel: Channel | None, name: bytes, reader: Reader) -> None:
+        # A box numbers its channels 0, 1, 2 …: a guess could start a program ahead of the confirmation, unseen.
+        if channel is None or channel.kind != b"session" or channel.opener is not Leg.CLIENT:
+            raise Violation("the client asked for a program on a channel that is not open")
+        channel.programs += 1
+        if channel.programs > self._limits.programs_per_channel:
+            raise Violation("the client asked for too many programs on one channel")
+        self._observer.program_requested(channel, name, b"" if name == b"shell" else reader.string())
+
+    def _note_exit(self, channel: Channel, name: bytes, reader: Reader) -> None:
+        try:
+            if name == b"exit-status":
+                self._observer.program_exited(channel, status=reader.uint32(), signal=None)
+            elif name == b"exit-signal":
+                self._observer.program_exited(channel, status=None, signal=reader.string())
+        except MalformedPacket:
+            return  # passed on as it is: what it means is the client's to decide
 
     def _channel_close(self, source: Leg, payload: bytes) -> list[Output]:
         channel = self._channels[source.other].get(Reader(payload).uint32())
-        if channel is not None:
+        if channel is not None and source not in channel.closed_by:
             channel.closed_by.add(source)
+            self._observer.channel_closed(channel, source)
             if len(channel.closed_by) == 2:
                 for leg, number in channel.ids.items():
                     del self._channels[leg][number]
+        return [Output(source.other, payload)]
+
+    def _channel_answer(self, source: Leg, payload: bytes) -> list[Output]:
+        channel = self._channels[source.other].get(Reader(payload).uint32())
+        if source is Leg.BOX and channel is not None and source not in channel.closed_by:
+            self._observer.request_answered(channel, success=payload[0] == packets.CHANNEL_SUCCESS)
         return [Output(source.other, payload)]
 
     def _channel_message(self, source: Leg, payload: bytes) -> list[Output]:
@@ -290,13 +454,26 @@ def _is_success(answer: bytes) -> bool:
     return answer[0] == packets.REQUEST_SUCCESS
 
 
-def _take_one(counts: Counter[_Listener] | Counter[bytes], key: _Listener | bytes) -> None:
-    """One listener less; a counter that reached nothing is forgotten, so that the table stays small."""
+def _read_target(kind: bytes, reader: Reader) -> bytes:
+    """Where a forwarded channel leads, from the type's own part of an open message (RFC 4254 §7.2, PROTOCOL §2.4)."""
+    if kind in (b"direct-tcpip", b"forwarded-tcpip"):
+        return _render_place(reader.string(), reader.uint32())
+    if kind in (b"direct-streamlocal@openssh.com", b"forwarded-streamlocal@openssh.com"):
+        return reader.string()[:_TARGET_MAX]
+    return b""
+
+
+def _render_place(address: bytes, port: int) -> bytes:
+    return b"%s:%d" % (address[:_TARGET_MAX], port)
+
+
+def _take_one(counts: Counter[_Listener] | Counter[bytes], key: _Listener | bytes) -> bool:
+    """One listener less, if there was one. A counter that reached nothing is forgotten: the table stays small."""
     table: Counter[_Listener | bytes] = counts  # type: ignore[assignment]
     if table[key] > 1:
         table[key] -= 1
-    else:
-        table.pop(key, None)
+        return True
+    return bool(table.pop(key, 0))
 
 
 _HANDLERS: dict[int, Callable[[PacketRelay, Leg, bytes], list[Output]]] = {
@@ -312,6 +489,6 @@ _HANDLERS: dict[int, Callable[[PacketRelay, Leg, bytes], list[Output]]] = {
     packets.CHANNEL_EOF: PacketRelay._channel_message,
     packets.CHANNEL_CLOSE: PacketRelay._channel_close,
     packets.CHANNEL_REQUEST: PacketRelay._channel_request,
-    packets.CHANNEL_SUCCESS: PacketRelay._channel_message,
-    packets.CHANNEL_FAILURE: PacketRelay._channel_message,
+    packets.CHANNEL_SUCCESS: PacketRelay._channel_answer,
+    packets.CHANNEL_FAILURE: PacketRelay._channel_answer,
 }

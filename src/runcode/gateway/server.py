@@ -24,15 +24,20 @@ from runcode.gateway.asyncssh_check import require_known_asyncssh
 from runcode.gateway.asyncssh_internals import SIGNATURE_ALGORITHMS, ClientLeg
 from runcode.gateway.connection import GatewayContext
 from runcode.gateway.directory import Directory
+from runcode.gateway.events import EventSink, NoSink
 from runcode.gateway.lobby import Lobby
+from runcode.gateway.recorder import EventRecorder
 from runcode.gateway.registry import ConnectionRegistry
 from runcode.gateway.ssh_server import ClientCallbacks
+from runcode.gateway.usage import UsageWatch, WorkspaceUse
 from runcode.gateway.watcher import ChangeWatcher
 from runcode.gateway.workspace_leg import ConnectUnix, WorkspaceDialer
 
 _log = logging.getLogger(__name__)
 
 _BACKLOG = 1024
+# Of the gateway that lives in the server's own process.
+EMBEDDED = "embedded"
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,11 @@ class GatewayHealth:
 
 
 class GatewayServer:
-    """Start it once; close it once. All of it lives on the event loop that started it."""
+    """Start it once; close it once. All of it lives on the event loop that started it.
+
+    `events` is told what connections do (None: nobody is); `name` is under which
+    gateway, and stays the same from run to run.
+    """
 
     def __init__(
         self,
@@ -56,6 +65,8 @@ class GatewayServer:
         connect_unix: ConnectUnix | None = None,
         policy: AdmissionPolicy | None = None,
         clock: Callable[[], datetime.datetime] | None = None,
+        events: EventSink | None = None,
+        name: str = EMBEDDED,
     ) -> None:
         self._policy = policy or AdmissionPolicy()
         self._host_key_path = host_key_path
@@ -67,6 +78,8 @@ class GatewayServer:
         self._directory = directory
         self._connect_unix = connect_unix
         self._clock = clock or (lambda: datetime.datetime.now(datetime.timezone.utc))
+        self._recorder = EventRecorder(events or NoSink(), gateway=name, clock=self._clock)
+        self._usage = UsageWatch(self._registry)
         self._listener: asyncio.Server | None = None
         # Weak: asyncio holds a leg for as long as its socket is open.
         self._legs: weakref.WeakSet[ClientLeg] = weakref.WeakSet()
@@ -101,10 +114,13 @@ class GatewayServer:
                 rekey_bytes=self._policy.rekey_bytes,
             ),
             lobby=self._lobby,
+            recorder=self._recorder,
         )
         self._listener = await asyncio.get_running_loop().create_server(
             lambda: self._make_leg(options, context), sock=listener, backlog=_BACKLOG
         )
+        self._recorder.start()
+        self._usage.start()
         await self._watcher.start()
 
     async def close(self, grace_s: float = 0.0) -> None:
@@ -117,7 +133,11 @@ class GatewayServer:
         await self._wait_until_empty(1.0)
         for leg in tuple(self._legs):
             leg.cut("the gateway is shutting down")
+        # The last ends are told a turn of the loop after the cut.
+        await self._wait_until_empty(1.0)
         await self._watcher.close()
+        await self._usage.close()
+        await self._recorder.close()
 
     def health(self) -> GatewayHealth:
         age = self._watcher.feed_age_s
@@ -127,6 +147,10 @@ class GatewayServer:
             feed_age_s=age,
             feed_is_fresh=age <= self._policy.feed_silence_s,
         )
+
+    def find_use(self, workspace_id: int) -> WorkspaceUse:
+        """What this gateway knows of a workspace's use, for whoever stops idle ones."""
+        return self._usage.find_use(workspace_id)
 
     async def _wait_until_empty(self, patience_s: float) -> None:
         try:
