@@ -27,12 +27,24 @@ START_TIMEOUT_S = 60
 class Service:
     """One running server. `facts` is its ready file."""
 
-    def __init__(self, folder: Path, *, ssh: str = "127.0.0.1:0", http: str = "127.0.0.1:0") -> None:
+    _stdin = subprocess.DEVNULL
+    _stdout: int | None = None
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        ssh: str = "127.0.0.1:0",
+        http: str = "127.0.0.1:0",
+        program: tuple[str, ...] = (SERVER,),
+        options: tuple[str, ...] = (),
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.data_dir = folder / "data"
         self.ready_file = folder / "ready.json"
         self.log = folder / "server.log"
         self.http, self.ssh = http, ssh
+        self.program, self.options = program, options
         self.process: subprocess.Popen[bytes] | None = None
         self.facts: dict[str, Any] = {}
         self.first_facts: dict[str, Any] = {}
@@ -41,10 +53,10 @@ class Service:
         self.ready_file.unlink(missing_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [SERVER, "up", "--data-dir", str(self.data_dir), "--http", self.http, "--ssh", self.ssh]
-                + ["--ready-file", str(self.ready_file)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
+                [*self.program, "up", "--data-dir", str(self.data_dir), "--http", self.http, "--ssh", self.ssh]
+                + ["--ready-file", str(self.ready_file), *self.options],
+                stdin=self._stdin,
+                stdout=self._stdout or log,
                 stderr=log,
                 start_new_session=True,
             )
@@ -127,7 +139,7 @@ class Laptop:
 
 
 @contextlib.contextmanager
-def running_service(folder: Path, **options: str) -> Iterator[Service]:
+def running_service(folder: Path, **options: Any) -> Iterator[Service]:
     """A service that is stopped afterwards, with its boxes, whatever happened."""
     service = Service(folder, **options)
     try:
