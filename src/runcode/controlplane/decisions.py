@@ -1,6 +1,10 @@
 """What to do about a workspace, given what is wanted and what the runtime sees. Pure.
 
 Owns: the reconciler's one decision, and how long it waits after failures.
+
+The wall clock may jump. A moment further ahead than this module ever sets one was
+written before the clock went back: it holds nothing up. A clock that jumps ahead
+costs one early attempt.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ class Action(enum.Enum):
 
 
 def decide(work: Work, observation: Observation, now: datetime.datetime) -> Action:
-    held_back = work.retry_at is not None and work.retry_at > now
+    held_back = work.retry_at is not None and now < work.retry_at <= now + datetime.timedelta(seconds=_BACKOFF_MAX_S)
     up = observation.state is ObservedState.RUNNING
     if work.desired == DELETED:
         return Action.NOTHING if held_back else Action.DESTROY
@@ -47,8 +51,12 @@ def decide(work: Work, observation: Observation, now: datetime.datetime) -> Acti
 
 
 def count_failures(work: Work, now: datetime.datetime) -> int:
-    """Failures in a row, this one included; a box that had run for a minute starts the count anew."""
-    if work.observed == RUNNING and now - work.observed_at >= _STABLE:
+    """Failures in a row, this one included; a box that had run for a minute starts the count anew.
+
+    So does one seen running "in the future": how long it ran is not known then.
+    """
+    ran = now - work.observed_at
+    if work.observed == RUNNING and (ran >= _STABLE or ran < datetime.timedelta(0)):
         return 1
     return work.failures + 1
 

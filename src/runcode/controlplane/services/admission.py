@@ -5,7 +5,9 @@ gateway's `admission` does.
 
 Threat: a peer without any right who measures which titles and keys exist.
 Guarantee: the same two queries run whether the title, the key, both or neither
-exist; each is answered by an index.
+exist; each is answered by an index. A session that was made "in the future" counts
+as expired: the clock has gone back since, and its end would come hours late. The
+client mints anew.
 """
 
 from __future__ import annotations
@@ -15,13 +17,17 @@ from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, Select, and_, select
 
-from runcode.controlplane.clock import Clock
+from runcode.controlplane.clock import UTC, Clock
 from runcode.controlplane.services.access import find_endpoint
 from runcode.controlplane.services.principals import principal_for
 from runcode.controlplane.states import RUNNING
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import SessionRow, ShareRow, TokenRow, UserRow, WorkspaceRow
 from runcode.runtimes.base import Endpoint
+
+# How far two machines' clocks may be apart before a session looks as if made in the future.
+_CLOCK_SLACK = datetime.timedelta(minutes=2)
+_LONG_AGO = datetime.datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Admission:
             found = (await session.execute(by_key)).first()
             workspace = await session.scalar(by_title)
         return AdmissionFacts(
-            session=None if found is None else _as_session_facts(*found),
+            session=None if found is None else _as_session_facts(self._clock.now(), *found),
             workspace=None if workspace is None else _as_workspace_facts(workspace),
         )
 
@@ -85,8 +91,9 @@ class Admission:
             workspace = await session.get(WorkspaceRow, workspace_id)
         if found is None or workspace is None or workspace.deleted_at is not None:
             return None
-        facts, target = _as_session_facts(*found), _as_workspace_facts(workspace)
-        if facts.withdrawn or facts.expires_at <= self._clock.now():
+        now = self._clock.now()
+        facts, target = _as_session_facts(now, *found), _as_workspace_facts(workspace)
+        if facts.withdrawn or facts.expires_at <= now:
             return None
         if facts.workspace_id != target.workspace_id or not target.running:
             return None
@@ -117,6 +124,7 @@ def _select_sessions(
 
 
 def _as_session_facts(
+    now: datetime.datetime,
     row: SessionRow,
     token_revoked_at: datetime.datetime | None,
     user_disabled_at: datetime.datetime | None,
@@ -132,7 +140,7 @@ def _as_session_facts(
         workspace_id=row.workspace_id,
         user_id=row.user_id,
         client=row.client,
-        expires_at=row.expires_at,
+        expires_at=_LONG_AGO if row.created_at > now + _CLOCK_SLACK else row.expires_at,
         withdrawn=not entitled or any(moment is not None for moment in ended),
     )
 

@@ -7,6 +7,11 @@ Guarantee: only the holder of a workspace's lease records what happened to it: a
 reconciler that lost its lease (it hung, another took over) writes nothing more.
 A checkpoint is in the database before the runtime takes its next step, so that
 after a crash it is known what may have been left behind.
+
+A lease is a moment of the wall clock, since another machine may have to read it.
+One that ends later than any lease could was written before the clock went back,
+and is void; a clock that jumps ahead ends one early. In both cases the holder, if
+it lives, finds out at its next write (LeaseLost) and lets go.
 """
 
 from __future__ import annotations
@@ -117,6 +122,8 @@ class Lifecycle:
             WorkspaceRow.lease_owner.is_(None),
             WorkspaceRow.lease_owner == owner,
             WorkspaceRow.lease_expires_at <= now,
+            # Twice: the clocks of two machines need not agree to the second.
+            WorkspaceRow.lease_expires_at > now + 2 * self._lease,
         )
         async with self._store.write() as session:
             won = await session.scalar(

@@ -138,7 +138,8 @@ class Tokens:
     def _note_use(self, token: TokenRow) -> None:
         """At most once a minute, and beside the call: a read must not wait for a writer."""
         now = self._clock.now()
-        fresh = token.last_used_at is not None and now - token.last_used_at < _TOUCH_EVERY
+        # A use noted "in the future" is of before the clock went back.
+        fresh = token.last_used_at is not None and abs(now - token.last_used_at) < _TOUCH_EVERY
         if fresh or token.id in self._touches:
             return
         task = asyncio.get_running_loop().create_task(self._touch(token.id, now))
