@@ -32,9 +32,13 @@ COMMANDS: dict[str, tuple[str, int | None, str]] = {
     "put": ("put", None, "upload a file"),
     "current": ("current", None, "the workspace that is attached here"),
     "status": ("status", None, "every cached session with its expiry"),
+    "statusline": ("statusline", None, "one line for a client's status line"),
     "stop": ("stop", None, "power a workspace down"),
     "disconnect": ("disconnect", None, "detach here and drop the session; the workspace goes on running"),
     "clean": ("clean", None, "close connections and wipe cached keys"),
+    "config-ssh": ("config_ssh", None, "hosts for ssh, git, scp and editors in ~/.ssh/config"),
+    # Without a line of help: ssh calls it, not people.
+    "proxy": ("proxy", 255, ""),
 }
 EXIT_INTERRUPTED = 130
 
@@ -96,7 +100,8 @@ def _help(words: list[str], environ: Mapping[str, str], output: Output) -> int:
         return _run(words[0], ["--help"], environ, output)
     output.line("usage: runcode COMMAND …\n")
     for name, (_, _, summary) in COMMANDS.items():
-        output.line(f"  {name:<12}{summary}")
+        if summary:
+            output.line(f"  {name:<20}{summary}")
     output.line("\n`runcode help COMMAND` (or `runcode COMMAND --help`) tells its options.")
     output.flush()
     return 0

@@ -39,9 +39,17 @@ class Api:
     """Calls to one origin with one token. Not for use by several threads."""
 
     def __init__(
-        self, base: str, token: str, environ: Mapping[str, str] | None = None, *, timeout_s: float = CALL_TIMEOUT_S
+        self,
+        base: str,
+        token: str | None,
+        environ: Mapping[str, str] | None = None,
+        *,
+        timeout_s: float = CALL_TIMEOUT_S,
+        certificates: bool = True,
     ) -> None:
+        """Without a token only `redeem_code` makes sense. `certificates`: may a mint answer with one?"""
         self.base = base
+        self._certificates = certificates
         self._token = token
         self._environ = environ if environ is not None else {}
         self._timeout_s = timeout_s
@@ -75,11 +83,25 @@ class Api:
 
     def mint(self, workspace_id: int, *, public_key: str, ttl_s: int, client: str) -> ConnectionBundle:
         """Register the public key for one workspace. Raises `conflict` while that is not running."""
-        request = {"public_key": public_key, "ttl": ttl_s, "client": client, "certificates": True}
+        request: dict[str, object] = {"public_key": public_key, "ttl": ttl_s, "client": client}
+        if self._certificates:
+            request["certificates"] = True
         body = self._call("POST", f"/workspace/{workspace_id:d}/ssh-session", request)
         if not isinstance(body, dict) or body.get("error"):
             raise RunCodeError("http_error", wire.find_error_message(body) or "the server sent no bundle")
         return parse_bundle(body.get("bundle"))
+
+    def redeem_code(self, code: str, code_verifier: str) -> tuple[str, str]:
+        """(token, e-mail address) for a browser login's one-time code. The token is as the server sent it."""
+        body = self._call("POST", "/auth/cli-token", {"code": code, "code_verifier": code_verifier})
+        token, email = (body.get("token"), body.get("email")) if isinstance(body, dict) else (None, None)
+        if not isinstance(token, str):
+            raise RunCodeError("http_error", wire.find_error_message(body) or "the server sent no token")
+        return token, email if isinstance(email, str) else ""
+
+    def revoke_token(self) -> None:
+        """End this very token on the server. Raises `not_found` where the server has no such call."""
+        self._call("POST", "/auth/revoke")
 
     def _call(self, method: str, path: str, request: object = None) -> object:
         target = wire.API_PREFIX + path
@@ -110,7 +132,7 @@ class Api:
 
         body = None if request is None else json.dumps(request).encode()
         headers = {
-            "Authorization": f"Token {self._token}",
+            **({} if self._token is None else {"Authorization": f"Token {self._token}"}),
             "Accept": "application/json",
             "Accept-Encoding": "identity",
             "User-Agent": _user_agent(),

@@ -194,6 +194,11 @@ def _close_every_generation(session: Session, settings: Settings) -> None:
             remove_file(control_path)
 
 
+def lock_workspace(settings: Settings, workspace_id: int) -> FileLock:
+    """Held while the files of a workspace's session are read together or changed."""
+    return _lock(settings, workspace_id)
+
+
 def _lock(settings: Settings, workspace_id: int) -> FileLock:
     return FileLock(os.path.join(settings.cache_folder, f"ws-{workspace_id:d}.lock"))
 
@@ -201,6 +206,10 @@ def _lock(settings: Settings, workspace_id: int) -> FileLock:
 def _mint(settings: Settings, workspace_id: int, api: Api, ttl_s: int) -> Session:
     folder = ensure_private_folder(session_folder(settings, workspace_id))
     control_folder = ensure_control_folder(settings.environ)
+    for name in os.listdir(folder):
+        # We hold the workspace's lock, so these are of calls that were killed: a private key among them.
+        if name.startswith("new-") or name.endswith(".tmp"):
+            remove_file(os.path.join(folder, name))
     generation = os.urandom(8).hex()
     new_key = os.path.join(folder, f"new-{generation}")
     try:

@@ -86,6 +86,31 @@ def load_settings(
     )
 
 
+def load_stored_settings(
+    environ: Mapping[str, str],
+    *,
+    api_base: str | None = None,
+    config_home: str | None = None,
+    cache_home: str | None = None,
+) -> Settings:
+    """For what another program starts: the base is the given one, else the stored one, never the environment's.
+
+    RUNCODE_TOKEN counts only where the environment means the same base.
+    """
+    changed = dict(environ)
+    if config_home is not None:
+        changed["XDG_CONFIG_HOME"] = config_home
+    if cache_home is not None:
+        changed["XDG_CACHE_HOME"] = cache_home
+    saved = _find_saved_bases(paths.config_folder(changed))
+    stored = saved[0] if saved else wire.DEFAULT_API_BASE
+    meant = parse_base(changed.pop("RUNCODE_API_BASE", "") or stored)
+    base = parse_base(api_base or stored)
+    if meant != base:
+        changed.pop("RUNCODE_TOKEN", None)
+    return load_settings(changed, api_base=base)
+
+
 def parse_base(raw_base: str) -> str:
     """An https origin, or an http one on loopback. Raises `insecure_base`, or `usage` for what is no origin."""
     match = _BASE.fullmatch(raw_base)
