@@ -38,6 +38,11 @@ class Output:
         if self._stdout is not None:
             self._stdout.write(printable_lines(text, limit=_LINE_MAX).encode() + b"\n")
 
+    def raw(self, text: str) -> None:
+        """Text with escape sequences of our own; whatever strangers wrote in it was checked by the caller."""
+        if self._stdout is not None:
+            self._stdout.write(text.encode())
+
     def json(self, value: object) -> None:
         """A result for a program: one line of JSON."""
         import json

@@ -72,11 +72,11 @@ def attach(settings: Settings, workspace_id: int, title: str) -> Attachment:
     return attachment
 
 
-def find_attachment(settings: Settings) -> Attachment | None:
+def find_attachment(settings: Settings, *, shared: bool = True) -> Attachment | None:
     """The attachment that counts here, or None. Raises `ambiguous` in a plain terminal when several are live.
 
     In order: this agent session's, the nearest enclosing folder's, and, without
-    any agent's environment, the only one there is.
+    any agent's environment and if `shared`, the only one there is anywhere.
     """
     if not is_private_folder(_folder(settings)):
         return None
@@ -93,7 +93,7 @@ def find_attachment(settings: Settings) -> Attachment | None:
         if parent == folder:
             break
         folder = parent
-    return None if settings.in_agent else _find_only_one(settings)
+    return None if settings.in_agent or not shared else _find_only_one(settings)
 
 
 def load_attachment(settings: Settings) -> Attachment:

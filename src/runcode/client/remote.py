@@ -26,16 +26,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
+    from runcode.client import mux
     from runcode.client.api import Api
     from runcode.client.sessions import Session
     from runcode.client.settings import Settings
 
 EXIT_TIMED_OUT = 124
+# A box hands the command to a shell as one argument (`mux.COMMAND_MAX`, which cannot be imported everywhere).
+COMMAND_MAX = 128 * 1024 - 1
 # How long a remote group has to end after TERM, and our ssh after KILL.
 GRACE_S = 2.0
 # sshd's default is ten sessions a connection; whoever comes eleventh waits here.
 QUEUE_TIMEOUT_S = 600.0
 _MASTERS_MAX = 3
+_SPEAKS_MUX = sys.platform != "win32"
 _WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if sys.platform != "win32" else (signal.SIGINT,)
 
 
@@ -59,6 +63,12 @@ class Remote:
         nonce = os.urandom(16).hex()
         workdir = None if home else self.session.workdir
         command = remote_command.render_exec(words, workdir=workdir, nonce=nonce)
+        if len(os.fsencode(command)) > COMMAND_MAX:
+            raise RunCodeError(
+                "usage", "the command line is too long for the workspace", resolution="send it through stdin or a file"
+            )
+        if not tty and _SPEAKS_MUX:
+            return self._execute_over_mux(command, nonce, timeout_s)
         watch = Watch(timeout_s, None if tty else lambda name: self._signal_group(name, nonce))
         with watch:
             status = self.run(command, watch.attend, tty=tty, pausing=watch.lifted)
@@ -88,9 +98,7 @@ class Remote:
         surrounds whatever is waited for before the command can start.
         Raises ConnectionLost when it may have started and its end is unknown.
         """
-        masters = 0
-        pause_s = 0.02
-        deadline = time.monotonic() + QUEUE_TIMEOUT_S
+        attempts = _Attempts(self, pausing)
         while True:
             stdin, stdout, stderr = streams()
             outcome, status = openssh.run(
@@ -105,18 +113,33 @@ class Remote:
             )
             if outcome == openssh.STARTED:
                 return self._trust(status)
-            if outcome == openssh.REFUSED:
-                if time.monotonic() > deadline:
-                    raise RunCodeError("busy", "the workspace takes no more parallel commands on this connection")
-                with pausing():
-                    time.sleep(pause_s)
-                pause_s = min(pause_s * 1.5, 0.5)
-                continue
-            masters += 1
-            if masters > _MASTERS_MAX:
-                raise RunCodeError("network", "the connection to the workspace does not stay up")
-            with pausing():
-                self.session = sessions.ensure_master(self.settings, self.session, self._make_api)
+            attempts.prepare_next(outcome)
+
+    def _execute_over_mux(self, command: str, nonce: str, timeout_s: float | None) -> int:
+        """The same over the master's own protocol: signals and the clock are `mux.Guard`'s."""
+        from runcode.client import mux
+
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        attempts = _Attempts(self, nullcontext)
+        while True:
+            left_s = None if deadline is None else deadline - time.monotonic()
+            if left_s is not None and left_s <= 0:
+                self.timed_out = True  # before anything started
+                return EXIT_TIMED_OUT
+            control_path = self.session.control_path
+            master = mux.find_master(control_path)
+            outcome = mux.NO_MASTER
+            if master is not None:
+                call = mux.Call(master, lambda path=control_path: mux.find_master_pid(path) is not None)  # type: ignore[misc]
+                with mux.Guard(call, control_path, nonce, left_s) as guard:
+                    outcome, own_status = call.run(os.fsencode(command))
+                if outcome == mux.STARTED:
+                    self.timed_out = guard.timed_out
+                    status = guard.result(own_status)
+                    if status is None:
+                        raise explain_lost_status(call)
+                    return status
+            attempts.prepare_next(outcome)
 
     def open(self, *, timeout_s: float = openssh.CONNECT_TIMEOUT_S) -> None:
         """See that a master is alive: the proof that SSH really answers."""
@@ -141,6 +164,39 @@ class Remote:
             if outcome != openssh.REFUSED:
                 return outcome == openssh.STARTED and status == 0
         return False
+
+
+class _Attempts:
+    """What to do before a command that provably did not start is tried again."""
+
+    def __init__(self, remote: Remote, pausing: Callable[[], AbstractContextManager[object]]) -> None:
+        self._remote = remote
+        self._pausing = pausing
+        self._masters = 0
+        self._pause_s = 0.02
+        self._deadline = time.monotonic() + QUEUE_TIMEOUT_S
+
+    def prepare_next(self, outcome: str) -> None:
+        """Wait for a free channel, or see that a master lives. Raises `busy` or `network` when that fails for good."""
+        if outcome == openssh.REFUSED:
+            if time.monotonic() > self._deadline:
+                raise RunCodeError("busy", "the workspace takes no more parallel commands on this connection")
+            with self._pausing():
+                time.sleep(self._pause_s)
+            self._pause_s = min(self._pause_s * 1.5, 0.5)
+            return
+        self._masters += 1
+        if self._masters > _MASTERS_MAX:
+            raise RunCodeError("network", "the connection to the workspace does not stay up")
+        with self._pausing():
+            self._remote.open()
+
+
+def explain_lost_status(call: mux.Call) -> RunCodeError:
+    """Why a call that may have started has no exit status."""
+    if call.lost_alone:
+        return RunCodeError("no_exit_status", "the command ended without an exit status: its whole group was killed")
+    return ConnectionLost("the connection to the workspace went away while the command ran")
 
 
 def _attend_briefly(pid: int) -> int:

@@ -86,6 +86,12 @@ ERRORS: dict[str, ErrorKind] = {
         resolution="the command may have run: look at its effects before you run it again",
         exit_status=EXIT_TRANSPORT,
     ),
+    "no_exit_status": ErrorKind(
+        http_status=502,
+        retryable=False,
+        resolution="it has run at least in part: look at its effects (was the box out of memory?)",
+        exit_status=EXIT_TRANSPORT,
+    ),
     "ambiguous": ErrorKind(http_status=409, retryable=False, resolution="name one by its id: `--workspace ID`"),
     "not_attached": ErrorKind(http_status=409, retryable=False, resolution="attach first: `runcode connect WS`"),
     "usage": ErrorKind(http_status=400, retryable=False, resolution="see `runcode help`", exit_status=EXIT_USAGE),

@@ -19,8 +19,6 @@ SHLVL is set because bash below sshd reads ~/.bashrc at level 1 (Debian's
 SSH_SOURCE_BASHRC): the login shell did, and a chatty or slow one runs once only.
 """
 
-from __future__ import annotations
-
 from runcode.core.shellwords import join, quote
 
 # "0" only asks whether the group is still there.

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     import argparse
 
     from runcode.cli.context import Context
+    from runcode.cli.output import Output
+    from runcode.client import mux
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -30,8 +32,26 @@ def run(options: argparse.Namespace, context: Context) -> int:
     remote = context.remote(context.settings(options), None)
     status = remote.execute(options.command, home=options.home, tty=options.tty, timeout_s=options.timeout)
     if remote.timed_out:
-        context.output.notice(f"timed_out: the command ran longer than {options.timeout:g} s and was ended")
+        _tell_timeout(context.output, options.timeout)
     return status
+
+
+def report(status: int | None, call: mux.Call, timeout_s: float | None) -> int:
+    """Say on stderr how a call of the hot path ended that was cut short; returns the status to exit with."""
+    from runcode.cli.output import Output
+    from runcode.client.remote import explain_lost_status
+
+    output = Output.standard()
+    if status is None:
+        error = explain_lost_status(call)
+        output.failure(error, as_json=False)
+        return error.kind.exit_status
+    _tell_timeout(output, timeout_s)
+    return status
+
+
+def _tell_timeout(output: Output, timeout_s: float | None) -> None:
+    output.notice(f"timed_out: the command ran longer than {timeout_s:g} s and was ended")
 
 
 def open_standard_descriptors() -> None:

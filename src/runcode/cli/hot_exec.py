@@ -1,0 +1,86 @@
+"""`runcode exec` over a live master, in its plain form.
+
+Owns: the short way only. Anything unusual (another option, no attachment, a
+session to mint, no live master, a refused channel) is left to
+`cli.commands.exec` by returning None, and then nothing has been started.
+
+Guarantee: as in `client.mux`: a command is sent once, and None is returned only
+when it provably did not start.
+"""
+
+import posix
+import sys
+import time
+
+from runcode.cli.hot_state import Unusual, find_agent, find_attached, find_session, is_number, is_workdir
+from runcode.client import mux
+from runcode.core.remote_command import render_exec
+
+RENEW_BEFORE_EXPIRY_S = 90
+EXIT_TRANSPORT = 255
+
+
+def run(argv: list[str]) -> int | None:
+    try:
+        home, timeout_s, words = _parse(argv)
+        for number in (0, 1, 2):
+            posix.fstat(number)
+        session = _find_session()
+        control_path = session[b"control_path"].decode(sys.getfilesystemencoding(), "surrogateescape")
+        nonce = posix.urandom(16).hex()
+        workdir = None if home else session[b"workdir"].decode()
+        text = render_exec(words, workdir=workdir, nonce=nonce)
+        command = text.encode(sys.getfilesystemencoding(), "surrogateescape")
+    except (Unusual, OSError, KeyError, ValueError):
+        return None
+    if len(command) > mux.COMMAND_MAX:
+        return None
+    master = mux.find_master(control_path)
+    if master is None:
+        return None
+    call = mux.Call(master, lambda: mux.find_master_pid(control_path) is not None)
+    with mux.Guard(call, control_path, nonce, timeout_s) as guard:
+        outcome, status = call.run(command)
+    if outcome != mux.STARTED:
+        return None
+    result = guard.result(status)
+    if result is None or guard.timed_out:
+        from runcode.cli.commands.exec import report
+
+        return report(result, call, timeout_s)
+    return result
+
+
+def _parse(argv: list[str]) -> tuple[bool, float | None, list[str]]:
+    """`exec [--home] [--timeout N] -- CMD…` → (home, seconds, words)."""
+    home, timeout_s, at = False, None, 2
+    while argv[at : at + 1] != ["--"]:
+        option = argv[at] if at < len(argv) else ""
+        if option == "--home":
+            home = True
+        elif option == "--timeout" and at + 1 < len(argv) and len(argv[at + 1]) <= 9:
+            at += 1
+            if not is_number(argv[at].encode("ascii", "replace")):
+                raise Unusual
+            timeout_s = float(argv[at])
+        else:
+            raise Unusual
+        at += 1
+    words = argv[at + 1 :]
+    if not words:
+        raise Unusual
+    return home, timeout_s, words
+
+
+def _find_session() -> dict[bytes, bytes]:
+    environ = posix.environ
+    if environ.get(b"RUNCODE_WORKSPACE"):
+        raise Unusual
+    agent_session, in_agent = find_agent(environ)
+    attached = find_attached(environ, agent_session, in_agent, posix.getcwdb())
+    session = None if attached is None else find_session(environ, attached[0], attached[2])
+    if session is None or int(session[b"expires_at"]) - int(time.time()) <= RENEW_BEFORE_EXPIRY_S:
+        raise Unusual
+    if not is_workdir(session[b"workdir"]) or not session[b"control_path"].startswith(b"/"):
+        raise Unusual
+    return session
