@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 
+from cutting import POLL_MS, measure_cut_ms  # noqa: E402
 from direct_sshd import SAME_ALGORITHMS, direct_sshd  # noqa: E402
 
 from support.service import RUNCODE, Laptop, Service, running_service  # noqa: E402
@@ -101,6 +102,10 @@ def measure(service: Service, laptop: Laptop, direct: list[str], runs: int) -> l
     add(
         "download 64 MB via gateway / direct", 1 / 0.85, heavy, lambda: run(*cold, source), lambda: run(*direct, source)
     )
+    print("bench: revocation to cut …", file=sys.stderr, flush=True)
+    # A second is the promise; the reference is how often the server looks at what other processes changed.
+    cut_ms = measure_cut_ms(service, laptop, TITLE, min(runs, 10))
+    rows.append(Row("revocation to ssh's exit / feed's poll", cut_ms, POLL_MS, 1000 / POLL_MS))
     return rows
 
 
