@@ -3,6 +3,11 @@
 Owns: which file stands where. Called by `up` (which holds the lock) and by the
 operator's other verbs (which do not: the database is safe to share).
 
+Threat: another user of this machine who may write in the folder, or owns it,
+swaps keys or the database under a server that runs as root.
+Guarantee: a folder that is somebody else's, or whose keys and database others can
+read or write, is refused, with the command that mends it.
+
 Guarantee: a first start is prepared in a staging folder inside and moved into
 place piece by piece, the marker last. Without the marker, the next start sees a
 first start again and clears what was left; with it, everything is there.
@@ -17,6 +22,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +61,7 @@ class DataFolder:
                 f"{self.path} is not a RunCode data folder",
                 resolution=f"start the server once: `runcode-server up --data-dir {self.path}`",
             )
+        self._check_private()
         self._check_format()
 
     def _check_format(self) -> None:
@@ -77,6 +84,47 @@ class DataFolder:
                     "io_error", f"{needed} is missing", resolution="restore the data folder from a backup"
                 )
 
+    def _check_owner(self) -> None:
+        """Raises `unsafe_path` for somebody else's folder, also for root: its owner could swap it."""
+        with translated_os_errors(self.path):
+            if not self.path.is_dir():
+                return
+            owner = self.path.stat().st_uid
+        if owner != os.geteuid():
+            raise RunCodeError(
+                "unsafe_path",
+                f"{self.path} belongs to another user (uid {owner})",
+                resolution="run this as that user, or name a folder of your own with --data-dir",
+            )
+
+    def _check_private(self) -> None:
+        """Raises `unsafe_path` when other users may write the folder, or read what is secret in it."""
+        self._check_owner()
+        for path, forbidden in (
+            (self.path, 0o022),
+            (self.marker, 0o022),
+            (self.keys, 0o077),
+            (self.gateway_host_key, 0o077),
+            (self.database, 0o077),
+        ):
+            try:
+                status = path.lstat() if path != self.path else path.stat()
+            except FileNotFoundError:
+                continue
+            if stat.S_ISLNK(status.st_mode) or status.st_uid != os.geteuid():
+                raise RunCodeError(
+                    "unsafe_path",
+                    f"{path} is a link or belongs to another user (uid {status.st_uid})",
+                    resolution="find out who put it there, then restore the data folder from a backup",
+                )
+            if stat.S_IMODE(status.st_mode) & forbidden:
+                fix = f"chmod go-{'w' if forbidden == 0o022 else 'rwx'} {path}"
+                raise RunCodeError(
+                    "unsafe_path",
+                    f"other users may {'write' if forbidden == 0o022 else 'read or write'} {path}",
+                    resolution=f"find out who touched it, then `{fix}`",
+                )
+
     # ---------------------------------------------------------------- the lock
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -85,6 +133,7 @@ class DataFolder:
         A folder that this call made is removed again when the body fails before
         anything else stands in it.
         """
+        self._check_owner()
         made = not self.path.exists()
         with translated_os_errors(self.path):
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -146,6 +195,8 @@ class DataFolder:
                     f"the disk that holds {self.path} is full",
                     resolution=f"free at least {needed // 2**20} MB there, then start again",
                 )
+            # A folder that the person made, perhaps open to a group by their umask. It is empty, and ours.
+            self.path.chmod(0o700)
             staging = DataFolder(self.path / f"{_STAGING_PREFIX}{secrets.token_hex(4)}")
             try:
                 staging.path.mkdir(mode=0o700)
