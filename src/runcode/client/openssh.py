@@ -37,6 +37,7 @@ REFUSED = "refused"  # it did not start: the other side takes no more sessions o
 CONNECT_TIMEOUT_S = 60.0
 CONTROL_TIMEOUT_S = 5.0
 _LOG_MAX = 64 * 1024
+_NO_FOLLOW, _NON_BLOCKING = (getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK"))
 # ssh writes these itself before it has sent the request, or on an explicit refusal.
 _NOT_STARTED = (
     (re.compile(r"^Control socket connect\(.*\): ", re.MULTILINE), NO_MASTER),
@@ -104,17 +105,26 @@ def open_master(session: Session, environ: Mapping[str, str], *, timeout_s: floa
     Raises AuthenticationRefused, `unsafe_bundle` when the host key is not the
     pinned one, or `network`.
     """
+    folder, final_name = os.path.split(session.control_path)
+    prefix = final_name.rpartition("-")[0] + "-"
+    sweep(folder, prefix)
     try:
         # Whoever calls has found nobody alive there; a wedged master keeps its descriptor and drains.
         os.unlink(session.control_path)
     except FileNotFoundError:
         pass
+    # A name of its own until it is up: a master whose caller was killed meanwhile must not take the
+    # next one's place, nor stay for ever without a socket because its place was taken ("disabling
+    # multiplexing"); nor may a wedged one remove the next one's socket when it ends.
+    attempt_path = os.path.join(folder, prefix + os.urandom(8).hex())
     with _Log(session) as log:
         argv: list[str | bytes] = [processes.find_program("ssh", environ), "-F", session.config_path, "-E", log.path]
+        argv += ["-o", f"ControlPath={quote_path(attempt_path)}"]
         argv += ["-o", "ControlMaster=yes", "-N", "-f", "-T", session.alias]
         status = processes.wait_or_kill(processes.spawn(argv, environ), timeout_s)
         text = log.read()
-    if status == 0 and os.path.exists(session.control_path):
+    if status == 0 and os.path.exists(attempt_path):
+        _take_place(session, attempt_path, environ)
         return
     if _DENIED.search(text):
         raise AuthenticationRefused
@@ -123,6 +133,63 @@ def open_master(session: Session, environ: Mapping[str, str], *, timeout_s: floa
     if status is None:
         raise RunCodeError("network", f"no connection to {session.host}:{session.port} within {timeout_s:.0f} s")
     raise RunCodeError("network", f"no connection to {session.host}:{session.port}: {_last_line(text)}")
+
+
+def _take_place(session: Session, attempt_path: str, environ: Mapping[str, str]) -> None:
+    """Give a new master the session's socket name, unless a plain ssh with our config was quicker."""
+    try:
+        os.link(attempt_path, session.control_path)
+    except FileExistsError:
+        close_master_at(session, attempt_path, environ)
+    try:
+        os.unlink(attempt_path)
+    except FileNotFoundError:
+        pass
+
+
+def sweep(folder: str, prefix: str) -> None:
+    """Remove what killed calls left: logs that nobody holds, and this workspace's sockets that nobody serves."""
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        try:
+            if name.startswith("log-"):
+                descriptor = os.open(path, os.O_RDONLY | _NO_FOLLOW | _NON_BLOCKING | os.O_CLOEXEC)
+                try:
+                    if _try_lock(descriptor, exclusively=True):
+                        os.unlink(path)
+                finally:
+                    os.close(descriptor)
+            elif name.startswith(prefix):
+                _knock(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+        except OSError:
+            continue  # in use, or gone by now
+
+
+def _knock(path: str) -> None:
+    """Raises ConnectionRefusedError when nobody serves this socket."""
+    import _socket
+
+    probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        probe.setblocking(False)
+        probe.connect(path)
+    finally:
+        probe.close()
+
+
+def _try_lock(descriptor: int, *, exclusively: bool) -> bool:
+    """A lock that ends with its holder; False while somebody else's stands in the way."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, which has no masters either
+        return not exclusively
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_EX if exclusively else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def run(
@@ -172,8 +239,10 @@ class _Log:
         self.path = os.path.join(os.path.dirname(session.control_path), f"log-{os.getpid()}-{os.urandom(8).hex()}")
 
     def __enter__(self) -> _Log:
-        # ssh opens it itself, with the mode that we give it here.
-        os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+        # ssh opens it itself, with the mode that we give it here. While we live we hold a lock on
+        # it: so whoever sweeps knows the logs of calls that were killed.
+        self._descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        _try_lock(self._descriptor, exclusively=False)
         return self
 
     def __exit__(self, *_details: object) -> None:
@@ -181,6 +250,7 @@ class _Log:
             os.unlink(self.path)
         except FileNotFoundError:
             pass
+        os.close(self._descriptor)
 
     def read(self) -> str:
         with open(self.path, "rb") as file:

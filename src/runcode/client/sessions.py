@@ -187,16 +187,12 @@ def _close_every_generation(session: Session, settings: Settings) -> None:
     """Masters of sessions before a re-mint may still be draining beside the current one."""
     control_folder, own_name = os.path.split(session.control_path)
     prefix = own_name.rpartition("-")[0] + "-"
+    openssh.sweep(control_folder, prefix)
     for name in os.listdir(control_folder):
         if name.startswith(prefix) and _GENERATION.fullmatch(name[len(prefix) :]):
             control_path = os.path.join(control_folder, name)
             openssh.close_master_at(session, control_path, settings.environ)
             remove_file(control_path)
-
-
-def lock_workspace(settings: Settings, workspace_id: int) -> FileLock:
-    """Held while the files of a workspace's session are read together or changed."""
-    return _lock(settings, workspace_id)
 
 
 def _lock(settings: Settings, workspace_id: int) -> FileLock:
