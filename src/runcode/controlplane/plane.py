@@ -14,10 +14,12 @@ import argon2
 
 from runcode.controlplane.changes import ChangeFeed
 from runcode.controlplane.clock import Clock, SystemClock
+from runcode.controlplane.retention import Retention, RetentionPolicy
 from runcode.controlplane.services.admission import Admission
 from runcode.controlplane.services.bootstrap import InitialAccess, initialise
 from runcode.controlplane.services.browser_logins import BrowserLogins
 from runcode.controlplane.services.certificates import Certificates, load_authorities
+from runcode.controlplane.services.events import Events
 from runcode.controlplane.services.sessions import SessionPolicy, Sessions, SshEndpointHolder
 from runcode.controlplane.services.tokens import Tokens
 from runcode.controlplane.services.users import Users
@@ -33,6 +35,7 @@ class ControlPlaneSettings:
     keys_folder: Path
     public_url: str | None = None
     sessions: SessionPolicy = field(default_factory=SessionPolicy)
+    retention: RetentionPolicy = field(default_factory=RetentionPolicy)
 
 
 class ControlPlane:
@@ -52,8 +55,11 @@ class ControlPlane:
         self.workspaces = Workspaces(store, clock)
         self.sessions = Sessions(store, clock, self.ssh_endpoint, settings.sessions)
         self.admission = Admission(store, clock)
+        self.events = Events(store, clock)
         self.certificates = Certificates(self.admission, clock, client_ca=client_ca, workspace_ca=workspace_ca)
         self.changes = ChangeFeed(store)
+        # Started by the server only: a verb of the operator's prunes nothing.
+        self.retention = Retention(store, clock, self.events, settings.retention)
 
     @classmethod
     async def open(
@@ -77,5 +83,6 @@ class ControlPlane:
         return await initialise(self.store, self.users, self.tokens, admin_email=admin_email)
 
     async def close(self) -> None:
+        await self.retention.close()
         await self.tokens.close()
         await self.store.close()

@@ -44,7 +44,6 @@ from runcode.runtimes.base import Checkpoint, Observation, ObservedState, Runtim
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-_PRUNE_EVERY_S = 3600.0
 _SERVER_STOPPED = "the server was stopped; it starts again with the server"
 
 
@@ -135,14 +134,9 @@ class Reconciler:
                 await asyncio.sleep(self._timing.survey_s)
 
     async def _survey_regularly(self) -> None:
-        loop = asyncio.get_running_loop()
-        pruned_at = -_PRUNE_EVERY_S
         while True:
             try:
                 await self._survey()
-                if loop.time() - pruned_at >= _PRUNE_EVERY_S:
-                    pruned_at = loop.time()
-                    await changes.prune_changes(self._store, self._clock.now())
             except RunCodeError as error:
                 _log.warning("the survey of workspaces failed: %s", error.message)
             except Exception:

@@ -121,6 +121,26 @@ class SessionRecord:
 
 
 @dataclass(frozen=True)
+class ActivityRecord:
+    """A connection, a command or a forward, from its start to its end; or a count of lost events (`dropped`).
+
+    `ended_at` None: it still goes on. `started_at` None: its start was lost. `detail` is
+    both events' own, with texts that a client and a box chose: bounded, not trusted.
+    """
+
+    kind: str
+    subject_id: str
+    connection_id: str | None
+    workspace_id: int | None
+    workspace_title: str | None
+    user_email: str | None
+    session_id: int | None
+    started_at: datetime.datetime | None
+    ended_at: datetime.datetime | None
+    detail: dict[str, str | int | None]
+
+
+@dataclass(frozen=True)
 class SshEndpoint:
     """Where this server's gateway answers, and the host keys (`algorithm base64`) to pin there."""
 

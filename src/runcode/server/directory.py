@@ -1,4 +1,4 @@
-"""The gateway's directory, answered in process by the control plane's services.
+"""The gateway's ports (directory, event sink), answered in process by the control plane's services.
 
 Owns: the translation between the two rooms' vocabularies, and nothing else; they
 never import one another.
@@ -6,11 +6,13 @@ never import one another.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.services import admission
+from runcode.controlplane.services.events import NewEvent
 from runcode.gateway.directory import AdmissionFacts, ChangeBatch, SessionFacts, WorkspaceFacts
+from runcode.gateway.events import GatewayEvent
 from runcode.runtimes.base import TcpEndpoint, UnixEndpoint
 
 
@@ -38,6 +40,34 @@ class InProcessDirectory:
                 user_ids=batch.user_ids,
                 everything=batch.everything,
             )
+
+
+class InProcessEventSink:
+    """`runcode.gateway.events.EventSink` over one ControlPlane."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self._plane = plane
+
+    async def record(self, gateway: str, events: Sequence[GatewayEvent]) -> None:
+        await self._plane.events.record(gateway, [_new_event(event) for event in events])
+
+    async def end_missing(self, gateway: str, live: Collection[str], reason: str) -> None:
+        await self._plane.events.end_missing(gateway, live, reason)
+
+
+def _new_event(event: GatewayEvent) -> NewEvent:
+    return NewEvent(
+        kind=event.kind,
+        phase=event.phase,
+        subject_id=event.subject_id,
+        at=event.at,
+        detail=event.detail,
+        connection_id=event.connection_id,
+        started_at=event.started_at,
+        workspace_id=event.workspace_id,
+        session_id=event.session_id,
+        user_id=event.user_id,
+    )
 
 
 def _session_facts(facts: admission.SessionFacts | None) -> SessionFacts | None:

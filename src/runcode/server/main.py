@@ -90,6 +90,8 @@ def _run_up(options: argparse.Namespace) -> int:
             admin_email=options.admin_email,
             keep_workspaces=options.keep_workspaces,
             min_free_bytes=options.min_free_bytes,
+            keep_events=options.keep_events,
+            keep_ended_sessions_s=options.keep_ended_sessions_s,
         )
     )
 
@@ -161,6 +163,18 @@ def make_parser() -> argparse.ArgumentParser:
     revoke = _add_verb(token, "revoke", "revoke_token", "end one, and what it had opened, at once")
     revoke.add_argument("id", type=_positive, metavar="ID")
 
+    session = _add_noun(nouns, "session", "the rights to connect that clients were given, each for a short while")
+    listing = _add_verb(session, "list", "list_sessions", "list those that may connect now")
+    listing.add_argument("--workspace", metavar="WS", help="one workspace's only: title or id")
+    listing.add_argument("--user", metavar="EMAIL", help="one person's only")
+    listing.add_argument("--all", action="store_true", help="also those that have ended and are not forgotten yet")
+    revoke = _add_verb(session, "revoke", "revoke_sessions", "end them, and cut what they had opened, at once")
+    revoke.add_argument("ids", type=_positive, nargs="+", metavar="ID")
+
+    activity = _add_verb(nouns, "activity", "list_activity", "what was done through the gateway, newest first")
+    activity.add_argument("workspace", nargs="?", metavar="WS", help="one workspace's only: title or id")
+    activity.add_argument("--limit", type=_positive, default=50, metavar="N", help="at most N lines (default: 50)")
+
     workspace = _add_noun(nouns, "workspace", "the boxes")
     create = _add_verb(workspace, "create", "create_workspace", "make one (stopped)")
     create.add_argument("title", metavar="TITLE", help="its stable name: A-Z a-z 0-9 . _ -")
@@ -198,8 +212,12 @@ def _add_up(nouns: argparse._SubParsersAction[_Parser]) -> None:
     up.add_argument("--ready-file", metavar="FILE", help="written (0600) once everything really answers")
     up.add_argument("--admin-email", default="admin@localhost", metavar="EMAIL", help="at the first start only")
     up.add_argument("--keep-workspaces", action="store_true", help="leave the boxes running when this server stops")
+    up.add_argument(
+        "--keep-events", type=_positive, metavar="N", help="how many events `activity` can look back on (100000)"
+    )
     up.add_argument("--verbose", action="store_true", help="say more in the log")
     # For tests of full disks, and for operators of tiny ones.
+    up.add_argument("--keep-ended-sessions-s", type=_positive, help=argparse.SUPPRESS)
     up.add_argument("--min-free-bytes", type=int, help=argparse.SUPPRESS)
     up.set_defaults(run=_run_up)
 

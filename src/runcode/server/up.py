@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime
 import json
 import logging
 import secrets
@@ -17,6 +18,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import asyncssh
@@ -25,13 +27,15 @@ import uvicorn
 from runcode.controlplane.app import make_app
 from runcode.controlplane.plane import ControlPlane, ControlPlaneSettings
 from runcode.controlplane.reconciler import Reconciler
+from runcode.controlplane.retention import RetentionPolicy
 from runcode.core.errors import RunCodeError
 from runcode.core.values import Value
-from runcode.gateway.server import GatewayServer
+from runcode.gateway.recorder import SERVER_ENDED
+from runcode.gateway.server import EMBEDDED, GatewayServer
 from runcode.runtimes.base import Runtime
 from runcode.runtimes.unix_sockets import open_unix_socket
 from runcode.server.data_folder import DataFolder, translated_os_errors, write_private_file
-from runcode.server.directory import InProcessDirectory
+from runcode.server.directory import InProcessDirectory, InProcessEventSink
 from runcode.server.installed_runtimes import load_runtimes
 from runcode.server.listeners import Address, bind, bound_address
 
@@ -56,6 +60,8 @@ class UpOptions(Value):
     admin_email: str = "admin@localhost"
     keep_workspaces: bool = False
     min_free_bytes: int | None = None
+    keep_events: int | None = None
+    keep_ended_sessions_s: int | None = None
 
 
 class FirstAccess(Value):
@@ -117,10 +123,17 @@ async def _run(
     # On the way out, in this order: no new calls, connections drained and cut, boxes stopped.
     stack.push_async_callback(reconciler.close if options.keep_workspaces else reconciler.stop_all)
 
+    plane.retention.start()
     facts: dict[str, object] = {"ssh_host": None, "ssh_port": None}
+    if ssh is None:
+        # A gateway does this at its start; without one, what a killed server left open ends here.
+        await plane.events.end_missing(EMBEDDED, (), SERVER_ENDED)
     if ssh is not None and options.ssh is not None:
         gateway = GatewayServer(
-            InProcessDirectory(plane), host_key_path=folder.gateway_host_key, connect_unix=open_unix_socket
+            InProcessDirectory(plane),
+            host_key_path=folder.gateway_host_key,
+            connect_unix=open_unix_socket,
+            events=InProcessEventSink(plane),
         )
         await gateway.start_on(ssh)
         stack.push_async_callback(gateway.close, DRAIN_S)
@@ -187,7 +200,14 @@ async def _first_start(folder: DataFolder, options: UpOptions) -> FirstAccess:
 
 
 def _settings(folder: DataFolder, options: UpOptions) -> ControlPlaneSettings:
-    return ControlPlaneSettings(database=folder.database, keys_folder=folder.keys, public_url=options.public_url)
+    retention = RetentionPolicy()
+    if options.keep_events is not None:
+        retention = replace(retention, events_max=options.keep_events)
+    if options.keep_ended_sessions_s is not None:
+        retention = replace(retention, ended_sessions_for=datetime.timedelta(seconds=options.keep_ended_sessions_s))
+    return ControlPlaneSettings(
+        database=folder.database, keys_folder=folder.keys, public_url=options.public_url, retention=retention
+    )
 
 
 def _public_line(host_key: Path) -> str:

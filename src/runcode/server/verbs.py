@@ -1,5 +1,7 @@
 """The operator's verbs beside `up`: users, tokens, workspaces, on the same database while the server runs.
 
+Those for sessions and activity are in `activity_verbs`, and handed on by `main`'s look-up here.
+
 Owns: what each verb does and what it answers. Every answer is a JSON-able value
 and a text for people; `main` prints one of them. The rules are the control
 plane's services'; nothing here decides.
@@ -13,29 +15,24 @@ import secrets
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.records import TokenRecord, UserRecord, WorkspaceRecord
-from runcode.core.bundle import render_timestamp
+from runcode.controlplane.states import DELETED, RUNNING
 from runcode.core.errors import RunCodeError
-from runcode.core.terminal import printable
-from runcode.core.values import Value
 from runcode.runtimes.base import Endpoint, TcpEndpoint, UnixEndpoint
+from runcode.server.activity_verbs import list_activity, list_sessions, revoke_sessions
 from runcode.server.data_folder import DataFolder
 from runcode.server.installed_runtimes import require_runtime_name
+from runcode.server.rendering import Answer, render_table, render_time
 
 # The reconciler hears of a change within 200 ms; a box takes well under a second.
 WAIT_S = 60.0
 _POLL_S = 0.05
 
 
-class Answer(Value):
-    """What a verb has to say: to a program, and to a person."""
-
-    value: object
-    text: str
-
+__all__ = ["Answer", "Verb", "list_activity", "list_sessions", "revoke_sessions"]
 
 Verb = Callable[[ControlPlane, DataFolder, Namespace], Awaitable[Answer]]
 
@@ -59,7 +56,7 @@ async def list_users(plane: ControlPlane, folder: DataFolder, options: Namespace
     rows = [
         (user.email, "admin" if user.is_admin else "", "disabled" if user.disabled_at else "active") for user in users
     ]
-    return Answer(value=[_user(user) for user in users], text=_table(("E-MAIL", "ROLE", "STATE"), rows))
+    return Answer(value=[_user(user) for user in users], text=render_table(("E-MAIL", "ROLE", "STATE"), rows))
 
 
 async def disable_user(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
@@ -88,11 +85,17 @@ async def create_token(plane: ControlPlane, folder: DataFolder, options: Namespa
 async def list_tokens(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
     tokens = await plane.tokens.list_tokens(options.user)
     rows = [
-        (str(token.id), token.user_email, token.name, _token_state(token, plane.clock.now()), _time(token.last_used_at))
+        (
+            str(token.id),
+            token.user_email,
+            token.name,
+            _token_state(token, plane.clock.now()),
+            render_time(token.last_used_at),
+        )
         for token in tokens
     ]
     return Answer(
-        value=[_token(token) for token in tokens], text=_table(("ID", "USER", "NAME", "STATE", "LAST USED"), rows)
+        value=[_token(token) for token in tokens], text=render_table(("ID", "USER", "NAME", "STATE", "LAST USED"), rows)
     )
 
 
@@ -122,7 +125,7 @@ async def list_workspaces(plane: ControlPlane, folder: DataFolder, options: Name
     workspaces = await plane.workspaces.list_all()
     rows = [(str(w.id), w.title, w.state, w.runtime, w.owner_email, w.custom_title, w.reason or "") for w in workspaces]
     header = ("ID", "TITLE", "STATE", "RUNTIME", "OWNER", "NAME", "REASON")
-    return Answer(value=[_workspace(w) for w in workspaces], text=_table(header, rows))
+    return Answer(value=[_workspace(w) for w in workspaces], text=render_table(header, rows))
 
 
 async def start_workspace(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
@@ -172,6 +175,8 @@ async def _until(
     said = False
     while True:
         found = next((w for w in await plane.workspaces.list_all() if w.id == workspace.id), None)
+        if wanted is not None and (found is None or found.desired_state != wanted):
+            raise _overtaken(workspace, found)
         if found is None or found.state == wanted:
             shown = _workspace(found or workspace) | ({"state": "deleted"} if found is None else {})
             return Answer(value=shown, text=f"{done} {workspace.title}")
@@ -193,6 +198,20 @@ async def _until(
         await asyncio.sleep(_POLL_S)
 
 
+def _overtaken(asked: WorkspaceRecord, found: WorkspaceRecord | None) -> RunCodeError:
+    """Somebody wished for something else meanwhile, and the last wish counts: waiting for ours would never end."""
+    if found is None or found.desired_state == DELETED:
+        return RunCodeError(
+            "not_found", f"{asked.title} was deleted meanwhile", resolution="see `runcode-server workspace list`"
+        )
+    verb = "start" if found.desired_state == RUNNING else "stop"
+    return RunCodeError(
+        "conflict",
+        f"somebody asked to {verb} {asked.title} meanwhile, and the last wish counts",
+        resolution="agree on what it should be, then ask again",
+    )
+
+
 async def _first_admin(plane: ControlPlane) -> str:
     for user in await plane.users.list_users():
         if user.is_admin and user.disabled_at is None:
@@ -210,8 +229,8 @@ def _user(user: UserRecord) -> dict[str, object]:
         "id": user.id,
         "email": user.email,
         "admin": user.is_admin,
-        "created_at": _time(user.created_at),
-        "disabled_at": _time(user.disabled_at) or None,
+        "created_at": render_time(user.created_at),
+        "disabled_at": render_time(user.disabled_at) or None,
     }
 
 
@@ -220,10 +239,10 @@ def _token(token: TokenRecord) -> dict[str, object]:
         "id": token.id,
         "email": token.user_email,
         "name": token.name,
-        "created_at": _time(token.created_at),
-        "last_used_at": _time(token.last_used_at) or None,
-        "expires_at": _time(token.expires_at) or None,
-        "revoked_at": _time(token.revoked_at) or None,
+        "created_at": render_time(token.created_at),
+        "last_used_at": render_time(token.last_used_at) or None,
+        "expires_at": render_time(token.expires_at) or None,
+        "revoked_at": render_time(token.revoked_at) or None,
     }
 
 
@@ -243,7 +262,7 @@ def _workspace(workspace: WorkspaceRecord) -> dict[str, object]:
         "state": workspace.state,
         "reason": workspace.reason,
         "endpoint": _endpoint(workspace.endpoint),
-        "created_at": _time(workspace.created_at),
+        "created_at": render_time(workspace.created_at),
     }
 
 
@@ -253,16 +272,3 @@ def _endpoint(endpoint: Endpoint | None) -> str | None:
     if isinstance(endpoint, TcpEndpoint):
         return f"{endpoint.host}:{endpoint.port}"
     return None
-
-
-def _time(moment: datetime.datetime | None) -> str:
-    return "" if moment is None else render_timestamp(moment)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns for people; every cell goes through the sanitizer."""
-    shown = [tuple(header), *(tuple(printable(cell, limit=60) for cell in row) for row in rows)]
-    widths = [max(len(row[column]) for row in shown) for column in range(len(header))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in shown
-    )

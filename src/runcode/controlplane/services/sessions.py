@@ -14,6 +14,7 @@ makes a new one. No session outlives its token's expiry.
 from __future__ import annotations
 
 import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import select
@@ -23,6 +24,7 @@ from runcode.controlplane import changes
 from runcode.controlplane.clock import Clock
 from runcode.controlplane.records import Caller, SessionGrant, SessionRecord, SshEndpoint
 from runcode.controlplane.services import access, inputs
+from runcode.controlplane.services.users import load_user
 from runcode.controlplane.services.withdrawals import revoke_sessions
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import SessionRow, TokenRow, UserRow, WorkspaceRow
@@ -116,6 +118,8 @@ class Sessions:
                 )
                 session.add(held)
             held.token_id, held.client, held.expires_at = caller.token_id, client, expires_at
+            # Of before the clock went back: from now on it is a session of today (see `admission`).
+            held.created_at = min(held.created_at, now)
             await session.flush()
             return SessionGrant(
                 session=_as_record(held, workspace.title, caller.email),
@@ -123,8 +127,10 @@ class Sessions:
                 workdir=names.DEFAULT_WORKDIR,
             )
 
-    async def list_sessions(self, *, include_ended: bool = False) -> list[SessionRecord]:
-        """Those that may open a connection now; or all that are known."""
+    async def list_sessions(
+        self, *, include_ended: bool = False, workspace: int | str | None = None, email: str | None = None
+    ) -> list[SessionRecord]:
+        """Those that may open a connection now, or all that are known; of one workspace, of one person."""
         query = (
             select(SessionRow, WorkspaceRow.title, UserRow.email)
             .join(WorkspaceRow, WorkspaceRow.id == SessionRow.workspace_id)
@@ -134,20 +140,31 @@ class Sessions:
         if not include_ended:
             query = query.where(SessionRow.revoked_at.is_(None), SessionRow.expires_at > self._clock.now())
         async with self._store.read() as session:
-            return [_as_record(row, title, email) for row, title, email in (await session.execute(query)).all()]
+            if workspace is not None:
+                query = query.where(SessionRow.workspace_id == (await access.load_named(session, workspace))[0].id)
+            if email is not None:
+                query = query.where(SessionRow.user_id == (await load_user(session, email)).id)
+            return [_as_record(row, title, owner) for row, title, owner in (await session.execute(query)).all()]
 
     async def revoke_session(self, session_id: int) -> None:
         """Idempotent. Its live connections are cut."""
+        await self.revoke_all([session_id])
+
+    async def revoke_all(self, session_ids: Sequence[int]) -> None:
+        """All of them, or none: raises `not_found` when one is unknown. Idempotent; live connections are cut."""
         async with self._store.write() as session:
-            row = await session.get(SessionRow, session_id)
-            if row is None:
-                raise RunCodeError(
-                    "not_found", f"there is no session {session_id}", resolution="see `runcode-server session list`"
-                )
-            if row.revoked_at is None:
-                now = self._clock.now()
-                await revoke_sessions(session, now, SessionRow.id == session_id)
-                changes.append_change(session, changes.SESSION_REVOKED, now, session_id=session_id)
+            for session_id in session_ids:
+                row = await session.get(SessionRow, session_id)
+                if row is None:
+                    raise RunCodeError(
+                        "not_found",
+                        f"there is no session {session_id}",
+                        resolution="see `runcode-server session list --all`; no session was revoked",
+                    )
+                if row.revoked_at is None:
+                    now = self._clock.now()
+                    await revoke_sessions(session, now, SessionRow.id == session_id)
+                    changes.append_change(session, changes.SESSION_REVOKED, now, session_id=session_id)
 
 
 async def _still_valid(session: AsyncSession, caller: Caller, now: datetime.datetime) -> bool:

@@ -35,6 +35,7 @@ from runcode.core.errors import RunCodeError
 
 _BUSY_TIMEOUT_MS = 5000
 _POOL_SIZE = 8
+_WAL_BYTES = 4 * 1024 * 1024
 # Set in `AsyncSession.info` by whoever appends to the change feed.
 _CHANGED = "runcode_changed"
 
@@ -191,7 +192,13 @@ def _configure(engine: Any) -> None:
     def prepare(connection: Any, _record: object) -> None:
         connection.isolation_level = None
         cursor = connection.cursor()
-        for pragma in (f"busy_timeout = {_BUSY_TIMEOUT_MS}", "foreign_keys = ON", "synchronous = FULL"):
+        for pragma in (
+            f"busy_timeout = {_BUSY_TIMEOUT_MS}",
+            "foreign_keys = ON",
+            "synchronous = FULL",
+            # SQLite checkpoints every 1,000 pages, but never shortens the log by itself after one large transaction.
+            f"journal_size_limit = {_WAL_BYTES}",
+        ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 

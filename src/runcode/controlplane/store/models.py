@@ -15,7 +15,19 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, CheckConstraint, ForeignKey, Index, Integer, MetaData, String, Text, text
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    text,
+)
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import DateTime, TypeDecorator
@@ -193,3 +205,32 @@ class ChangeRow(Base):
     workspace_id: Mapped[int | None] = mapped_column(BigInteger)
     session_id: Mapped[int | None] = mapped_column(BigInteger)
     user_id: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class EventRow(Base):
+    """What a gateway saw. Rows are added and, when too old, removed; none is ever changed.
+
+    No foreign keys: a row outlives what it speaks of.
+    """
+
+    __tablename__ = "events"
+    __table_args__ = (
+        # One start and one end of anything, however often a gateway delivers them.
+        UniqueConstraint("subject_id", "phase"),
+        Index("ix_events_workspace_id", "workspace_id", "id"),
+        _NEVER_REUSED,
+    )
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True, autoincrement=True)
+    gateway: Mapped[str] = mapped_column(String(64))
+    subject_id: Mapped[str] = mapped_column(String(32))
+    phase: Mapped[str] = mapped_column(String(8))
+    kind: Mapped[str] = mapped_column(String(16))
+    at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+    recorded_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+    started_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
+    connection_id: Mapped[str | None] = mapped_column(String(32))
+    workspace_id: Mapped[int | None] = mapped_column(BigInteger)
+    session_id: Mapped[int | None] = mapped_column(BigInteger)
+    user_id: Mapped[int | None] = mapped_column(BigInteger)
+    detail: Mapped[dict[str, Any]] = mapped_column(JSON)

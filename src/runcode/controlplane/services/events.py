@@ -1,0 +1,248 @@
+"""What gateways saw, kept and shown: connections, commands, forwards.
+
+Owns: the events table's rows and what they mean together. Written by gateways
+(through the server's adapter), read by the operator's `activity`, thinned out by
+`retention`. Never: changes a row.
+
+Threat: a gateway that delivers twice, late or nonsense; texts that a client or a
+box chose; a server that was killed while connections were open.
+Guarantee: a subject (a connection, a command, a forward) has at most one start and
+one end, whatever is delivered again; what a batch says is kept whole or not at all;
+ids, kinds and sizes are accepted by allowlist; what a gateway that restarted had left
+open is ended, with the reason said.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import Select, exists, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
+
+from runcode.controlplane.clock import Clock
+from runcode.controlplane.records import ActivityRecord
+from runcode.controlplane.services import access
+from runcode.controlplane.store.engine import Store
+from runcode.controlplane.store.models import EventRow, UserRow, WorkspaceRow
+from runcode.core.errors import RunCodeError
+
+CONNECTION: Final = "connection"
+START: Final = "start"
+END: Final = "end"
+_KINDS: Final = frozenset((CONNECTION, "command", "forward", "dropped"))
+_PHASES: Final = frozenset((START, END, "note"))
+_SUBJECT = re.compile(r"[0-9a-f]{32}", re.ASCII)
+_GATEWAY = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}", re.ASCII)
+_DETAIL_BYTES_MAX = 32 * 1024
+_BATCH_MAX = 1000
+_CHUNK = 500
+ACTIVITY_MAX = 10_000
+# What an end repeats of its start; a command's text stands in its start only.
+_LASTING = ("workspace", "client", "source", "form", "target", "opened_by")
+
+
+@dataclass(frozen=True)
+class NewEvent:
+    """One fact as a gateway tells it; `subject_id` is 32 hex digits of the gateway's making. Times are aware UTC."""
+
+    kind: str
+    phase: str
+    subject_id: str
+    at: datetime.datetime
+    detail: Mapping[str, str | int | None]
+    connection_id: str | None = None
+    started_at: datetime.datetime | None = None
+    workspace_id: int | None = None
+    session_id: int | None = None
+    user_id: int | None = None
+
+
+class Events:
+    def __init__(self, store: Store, clock: Clock) -> None:
+        self._store = store
+        self._clock = clock
+
+    async def record(self, gateway: str, events: Sequence[NewEvent]) -> None:
+        """Keep a batch, in order; what is known already is left as it is. Raises `bad_request` for nonsense."""
+        _check_batch(gateway, events)
+        async with self._store.write() as session:
+            known = await _load_known(session, [event.subject_id for event in events])
+            now = self._clock.now()
+            for event in events:
+                if (event.subject_id, event.phase) in known:
+                    continue
+                known.add((event.subject_id, event.phase))
+                session.add(_as_row(gateway, event, now))
+
+    async def end_missing(self, gateway: str, live: Collection[str], reason: str) -> int:
+        """End everything that `gateway` started, save the `live` subjects; returns how many that were. Idempotent.
+
+        Their end is now: when they really ended is not known.
+        """
+        ended, after = 0, 0
+        while True:
+            async with self._store.read() as session:
+                query = _select_open().where(EventRow.gateway == gateway, EventRow.id > after)
+                rows = list(await session.scalars(query.order_by(EventRow.id).limit(_CHUNK)))
+            if not rows:
+                return ended
+            after = rows[-1].id
+            missing = [row for row in rows if row.subject_id not in live]
+            if missing:
+                await self.record(gateway, [_end_of(row, self._clock.now(), reason) for row in missing])
+            ended += len(missing)
+
+    async def find_connected_sessions(self) -> set[int]:
+        """Sessions with a connection that has not ended, as far as is known."""
+        query = _select_open().where(EventRow.kind == CONNECTION, EventRow.session_id.is_not(None))
+        async with self._store.read() as session:
+            return {row.session_id for row in await session.scalars(query) if row.session_id is not None}
+
+    async def list_activity(self, *, workspace: int | str | None = None, limit: int = 50) -> list[ActivityRecord]:
+        """What happened last, newest start first; of one workspace, or of all."""
+        limit = max(1, min(limit, ACTIVITY_MAX))
+        async with self._store.read() as session:
+            query = select(EventRow)
+            if workspace is not None:
+                query = query.where(EventRow.workspace_id == (await access.load_named(session, workspace))[0].id)
+            subjects = await _find_newest_subjects(session, query, limit)
+            starts, ends = await _load_both(session, subjects)
+            rows = [starts.get(subject) or ends[subject] for subject in subjects]
+            titles = await _load_names(session, WorkspaceRow, WorkspaceRow.title, {r.workspace_id for r in rows})
+            emails = await _load_names(session, UserRow, UserRow.email, {r.user_id for r in rows})
+        found = [
+            ActivityRecord(
+                kind=row.kind,
+                subject_id=row.subject_id,
+                connection_id=row.connection_id,
+                workspace_id=row.workspace_id,
+                workspace_title=titles.get(row.workspace_id),
+                user_email=emails.get(row.user_id),
+                session_id=row.session_id,
+                started_at=row.started_at if row.phase == END else row.at,
+                ended_at=_ended_at(row, ends.get(row.subject_id)),
+                detail={**row.detail, **(ends[row.subject_id].detail if row.subject_id in ends else {})},
+            )
+            for row in rows
+        ]
+        return sorted(found, key=_started, reverse=True)
+
+
+def _started(record: ActivityRecord) -> datetime.datetime:
+    return record.started_at or record.ended_at or datetime.datetime.min.replace(tzinfo=datetime.timezone.utc)
+
+
+def _ended_at(row: EventRow, end: EventRow | None) -> datetime.datetime | None:
+    if end is not None:
+        return end.at
+    return None if row.phase == START else row.at
+
+
+def _select_open() -> Select[EventRow]:
+    """Starts without an end."""
+    end = aliased(EventRow)
+    return select(EventRow).where(
+        EventRow.phase == START, ~exists().where(end.subject_id == EventRow.subject_id, end.phase == END)
+    )
+
+
+async def _load_known(session: AsyncSession, subject_ids: Sequence[str]) -> set[tuple[str, str]]:
+    known: set[tuple[str, str]] = set()
+    for at in range(0, len(subject_ids), _CHUNK):
+        chunk = set(subject_ids[at : at + _CHUNK])
+        query = select(EventRow.subject_id, EventRow.phase).where(EventRow.subject_id.in_(chunk))
+        known |= {(subject_id, phase) for subject_id, phase in (await session.execute(query)).all()}
+    return known
+
+
+async def _find_newest_subjects(session: AsyncSession, query: Select[EventRow], limit: int) -> list[str]:
+    """The subjects of the newest rows. A subject has two rows at most, so twice the limit is enough."""
+    columns = query.with_only_columns(EventRow.subject_id).order_by(EventRow.id.desc()).limit(2 * limit)
+    return list(dict.fromkeys(await session.scalars(columns)))[:limit]
+
+
+async def _load_both(session: AsyncSession, subjects: Sequence[str]) -> tuple[dict[str, EventRow], dict[str, EventRow]]:
+    """(starts and notes, ends), each by subject."""
+    starts: dict[str, EventRow] = {}
+    ends: dict[str, EventRow] = {}
+    for at in range(0, len(subjects), _CHUNK):
+        for row in await session.scalars(select(EventRow).where(EventRow.subject_id.in_(subjects[at : at + _CHUNK]))):
+            (ends if row.phase == END else starts)[row.subject_id] = row
+    return starts, ends
+
+
+async def _load_names(
+    session: AsyncSession, table: type[WorkspaceRow] | type[UserRow], name: object, ids: set[int | None]
+) -> dict[int | None, str]:
+    wanted = [number for number in ids if number is not None]
+    found: dict[int | None, str] = {}
+    for at in range(0, len(wanted), _CHUNK):
+        query = select(table.id, name).where(table.id.in_(wanted[at : at + _CHUNK]))  # type: ignore[call-overload]
+        found |= dict((await session.execute(query)).tuples().all())
+    return found
+
+
+def _end_of(row: EventRow, now: datetime.datetime, reason: str) -> NewEvent:
+    detail = {key: row.detail[key] for key in _LASTING if key in row.detail}
+    return NewEvent(
+        kind=row.kind,
+        phase=END,
+        subject_id=row.subject_id,
+        at=now,
+        # A connection says why it ended, everything else how; what it carried is not known.
+        detail={**detail, "reason": reason}
+        if row.kind == CONNECTION
+        else {**detail, "outcome": "lost", "reason": reason},
+        connection_id=row.connection_id,
+        started_at=row.at,
+        workspace_id=row.workspace_id,
+        session_id=row.session_id,
+        user_id=row.user_id,
+    )
+
+
+def _as_row(gateway: str, event: NewEvent, now: datetime.datetime) -> EventRow:
+    return EventRow(
+        gateway=gateway,
+        subject_id=event.subject_id,
+        phase=event.phase,
+        kind=event.kind,
+        at=event.at,
+        recorded_at=now,
+        started_at=event.started_at,
+        connection_id=event.connection_id,
+        workspace_id=event.workspace_id,
+        session_id=event.session_id,
+        user_id=event.user_id,
+        detail=dict(event.detail),
+    )
+
+
+def _check_batch(gateway: str, events: Sequence[NewEvent]) -> None:
+    if _GATEWAY.fullmatch(gateway) is None or len(events) > _BATCH_MAX:
+        raise RunCodeError("bad_request", "that is not a gateway's batch of events")
+    for event in events:
+        ids = [event.subject_id] if event.connection_id is None else [event.subject_id, event.connection_id]
+        if (
+            event.kind not in _KINDS
+            or event.phase not in _PHASES
+            or not all(_SUBJECT.fullmatch(text) for text in ids)
+            or not all(_is_plain(key, value) for key, value in event.detail.items())
+            or len(json.dumps(dict(event.detail))) > _DETAIL_BYTES_MAX
+        ):
+            raise RunCodeError("bad_request", "that is not an event")
+
+
+def _is_plain(key: object, value: object) -> bool:
+    if not isinstance(key, str) or not key.isascii() or len(key) > 32:
+        return False
+    if isinstance(value, str):
+        # A lone surrogate cannot be written as UTF-8 by whoever reads it later.
+        return all(c.isprintable() or c in "\t\n" for c in value)
+    return value is None or (type(value) is int and -(2**63) <= value < 2**63)
