@@ -195,6 +195,11 @@ def _close_every_generation(session: Session, settings: Settings) -> None:
             remove_file(control_path)
 
 
+def lock_workspace(settings: Settings, workspace_id: int) -> FileLock:
+    """Held while the files of a workspace's session are read together or changed."""
+    return _lock(settings, workspace_id)
+
+
 def _lock(settings: Settings, workspace_id: int) -> FileLock:
     return FileLock(os.path.join(settings.cache_folder, f"ws-{workspace_id:d}.lock"))
 
