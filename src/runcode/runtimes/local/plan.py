@@ -4,13 +4,20 @@ Owns: `BoxPlan` (plan.json, written by the server before it spawns a keeper) and
 `KeeperState` (run/keeper.json, written by the keeper). Both stand in folders that
 no box can reach. Paths are relative to the workspace's folder, so that a data
 folder may move while boxes run. Standard library only.
+
+Guarantee: a server understands the files of older and newer keepers (and a keeper
+those of older and newer servers), since a box outlives the server's upgrade, and a
+package may be replaced while the server runs. So a field is never renamed or
+retyped; a new one has a default; what is not known is passed over. `format` is
+raised only when that is not enough, and a higher one is not guessed at.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TypeVar
 
 PLAN_FILE = "plan.json"
 LOCK_FILE = "keeper.lock"
@@ -21,6 +28,8 @@ STATE_FILE = "run/keeper.json"
 FAILURE_FILE = "run/failure"
 STAGE_FOLDER = "run/stage"
 HOME_FOLDER = "storage/home"
+FORMAT = 1
+_Record = TypeVar("_Record")
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,7 @@ class BoxPlan:
     command: tuple[str, ...]
     disable_userns: bool
     start_timeout_s: float = 15.0
+    format: int = FORMAT
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ class KeeperState:
     pid_namespace: int | None = None
     first_pid: int | None = None
     first_ticks: int | None = None
+    format: int = FORMAT
 
 
 def write_private_json(path: str, record: BoxPlan | KeeperState) -> None:
@@ -71,21 +82,32 @@ def write_private_json(path: str, record: BoxPlan | KeeperState) -> None:
 
 
 def load_plan(path: str) -> BoxPlan:
-    """Raises OSError or ValueError when there is no plan, or half of one."""
+    """Raises OSError or ValueError when there is no plan, half of one, or one of a later format."""
     with open(path, encoding="utf-8") as file:
         raw = json.load(file)
-    try:
-        return BoxPlan(**{**raw, "command": tuple(raw["command"])})
-    except (TypeError, KeyError) as error:
-        raise ValueError("the plan has an unknown shape") from error
+    plan = _read(BoxPlan, raw)
+    if not isinstance(raw["command"], list):
+        raise ValueError("the plan has an unknown shape")
+    return replace(plan, command=tuple(raw["command"]))
 
 
 def find_keeper_state(path: str) -> KeeperState | None:
     try:
         with open(path, encoding="utf-8") as file:
-            return KeeperState(**json.load(file))
-    except (OSError, ValueError, TypeError):
+            return _read(KeeperState, json.load(file))
+    except (OSError, ValueError):
         return None
+
+
+def _read(kind: type[_Record], raw: object) -> _Record:
+    """A record from a file of any version. Raises ValueError."""
+    if not isinstance(raw, dict) or type(raw.get("format", 1)) is not int or raw.get("format", 1) > FORMAT:
+        raise ValueError("it has an unknown shape")
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    try:
+        return kind(**{name: value for name, value in raw.items() if name in known})
+    except TypeError as error:
+        raise ValueError("it has an unknown shape") from error
 
 
 def write_failure(reason: str) -> None:
