@@ -180,7 +180,9 @@ def test_hot_and_full_agree(home: Home, state: Callable[[Home], None]) -> None:
             quick = home.hot(cwd, **environ)
             if quick != "unusual":
                 decided += 1
-                assert quick == home.full(cwd, **environ), (place, environ)
+                full = home.full(cwd, **environ)
+                # Either way nothing is attached; what is wrong with the base is the full client's to say.
+                assert quick == full or (quick, full) == ("not_attached", "insecure_base"), (place, environ)
     assert decided >= 10, "the table says nothing when the hot path decides nothing"
 
 
