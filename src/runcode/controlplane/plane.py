@@ -69,9 +69,13 @@ class ControlPlane:
         clock: Clock | None = None,
         hasher: argon2.PasswordHasher | None = None,
         verify: bool = False,
+        upgrade: bool = True,
     ) -> ControlPlane:
-        """Open (make, migrate) the database and the keys. `verify` reads all of the database for damage first."""
-        store = await Store.open(settings.database, verify=verify)
+        """Open (make, migrate) the database and the keys. `verify` reads all of the database for damage first.
+
+        Without `upgrade` an older schema is refused rather than migrated.
+        """
+        store = await Store.open(settings.database, verify=verify, upgrade=upgrade)
         try:
             return cls(store, settings, clock=clock or SystemClock(), hasher=hasher or argon2.PasswordHasher())
         except BaseException:

@@ -107,7 +107,9 @@ def _run_verb(options: argparse.Namespace) -> int:
     verb: verbs.Verb = getattr(verbs, options.verb)
 
     async def act() -> verbs.Answer:
-        plane = await ControlPlane.open(ControlPlaneSettings(database=folder.database, keys_folder=folder.keys))
+        settings = ControlPlaneSettings(database=folder.database, keys_folder=folder.keys)
+        # A server of the version before may be running on this very database.
+        plane = await ControlPlane.open(settings, upgrade=False)
         try:
             return await verb(plane, folder, options)
         finally:

@@ -51,15 +51,16 @@ class Store:
         self._listeners: set[Callable[[], None]] = set()
 
     @classmethod
-    async def open(cls, path: Path, *, verify: bool = False) -> Store:
+    async def open(cls, path: Path, *, verify: bool = False, upgrade: bool = True) -> Store:
         """Open the database at `path`, made or migrated first if need be.
 
         `verify` reads all of it for damage first (the server does, once, at its
-        start). Raises RunCodeError with one line that says what to do, and leaves
+        start). Without `upgrade` an older schema is refused: only the holder of the
+        data folder may change it under everybody. Raises RunCodeError with one line that says what to do, and leaves
         the file as it was, when it is damaged, foreign, newer, read-only, or the
         disk is full.
         """
-        await asyncio.to_thread(_prepare, path, verify)
+        await asyncio.to_thread(_prepare, path, verify, upgrade)
         engine = create_async_engine(
             _url("sqlite+aiosqlite", path),
             async_creator=lambda: uncancelled.connect(str(path)),
@@ -142,7 +143,7 @@ def mark_changed(session: AsyncSession) -> None:
     session.info[_CHANGED] = True
 
 
-def _prepare(path: Path, verify: bool) -> None:
+def _prepare(path: Path, verify: bool, upgrade: bool) -> None:
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         exists = path.exists()
@@ -153,15 +154,19 @@ def _prepare(path: Path, verify: bool) -> None:
     sqlite_file.check_header(path)
     engine = create_engine(_url("sqlite", path), poolclass=NullPool)
     _configure(engine)
-    with _translated(path):
-        with engine.connect() as connection:
-            if verify and connection.execute(text("PRAGMA quick_check(1)")).scalar_one() != "ok":
-                raise failures.corrupt(path)
-            revision = _find_revision(connection, path)
-        # The write lock proves that the file can be written, before anything counts on it.
-        with engine.execution_options(runcode_begin="BEGIN IMMEDIATE").begin() as connection:
-            if revision != migrate.SCHEMA_HEAD:
-                migrate.upgrade(connection)
+    with _translated(path), engine.connect() as connection:
+        if verify and connection.execute(text("PRAGMA quick_check(1)")).scalar_one() != "ok":
+            raise failures.corrupt(path)
+        revision = _find_revision(connection, path)
+    if revision != migrate.SCHEMA_HEAD:
+        if not upgrade:
+            raise failures.older(path)
+        sqlite_file.keep_copy(path, revision)
+    # The write lock proves that the file can be written, before anything counts on it.
+    writer = engine.execution_options(runcode_begin="BEGIN IMMEDIATE")
+    with _translated(path), writer.begin() as connection:
+        if revision != migrate.SCHEMA_HEAD:
+            migrate.upgrade(connection)
 
 
 def _make_schema(path: Path) -> None:

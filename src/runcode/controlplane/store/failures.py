@@ -83,6 +83,14 @@ def foreign(path: Path) -> RunCodeError:
     )
 
 
+def older(path: Path) -> RunCodeError:
+    return RunCodeError(
+        "io_error",
+        f"{path} was written by an older RunCode and is not upgraded yet",
+        resolution="start (or restart) the server with this version once: it upgrades the database and keeps a copy",
+    )
+
+
 def newer(path: Path) -> RunCodeError:
     return RunCodeError(
         "io_error",

@@ -68,6 +68,33 @@ def create(path: Path, fill: Callable[[Path], None]) -> None:
                 leftover.unlink()
 
 
+def keep_copy(path: Path, revision: str) -> Path:
+    """The database as it is now, beside itself, before its schema changes: `runcode.db.schema-0001`.
+
+    Complete under its name or not there. Nothing reads it but an operator who
+    wants to go back. Raises `io_error`; the database itself is not touched.
+    """
+    copy = path.with_name(f"{path.name}.schema-{revision}")
+    draft = path.with_name(f".{copy.name}.new-{secrets.token_hex(6)}")
+    try:
+        os.close(os.open(draft, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+        with contextlib.closing(sqlite3.connect(path)) as source, contextlib.closing(sqlite3.connect(draft)) as target:
+            source.backup(target)
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(draft, copy)
+        _sync_folder(path.parent)
+    except sqlite3.Error as error:
+        raise failures.explain_database_error(error, path) from error
+    except OSError as error:
+        raise failures.explain_os_error(error, path) from error
+    finally:
+        for leftover in (draft, *(draft.with_name(draft.name + end) for end in ("-wal", "-shm", "-journal"))):
+            with contextlib.suppress(OSError):
+                leftover.unlink()
+    return copy
+
+
 def _finish(draft: Path) -> None:
     connection = sqlite3.connect(draft, isolation_level=None)
     try:
