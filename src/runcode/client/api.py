@@ -101,7 +101,7 @@ class Api:
 
     def revoke_token(self) -> None:
         """End this very token on the server. Raises `not_found` where the server has no such call."""
-        self._call("POST", "/auth/revoke")
+        self._call("POST", "/auth/revoke", {})
 
     def _call(self, method: str, path: str, request: object = None) -> object:
         target = wire.API_PREFIX + path

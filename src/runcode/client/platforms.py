@@ -163,18 +163,18 @@ def replace_process(argv: list[str], environ: Mapping[str, str]) -> NoReturn:
 
 def read_hidden_line(descriptor: int, prompt: str, limit: int) -> str:
     """One line from the terminal at `descriptor`, without echo; the prompt goes to stderr."""
-    os.write(2, prompt.encode())
     try:
-        return _read_silently(descriptor, limit)
+        return _read_silently(descriptor, prompt.encode(), limit)
     finally:
         os.write(2, b"\n")
 
 
 if sys.platform == "win32":
 
-    def _read_silently(_descriptor: int, limit: int) -> str:
+    def _read_silently(_descriptor: int, prompt: bytes, limit: int) -> str:
         import msvcrt
 
+        os.write(2, prompt)
         typed = ""
         while len(typed) < limit:
             key = msvcrt.getwch()
@@ -187,13 +187,15 @@ if sys.platform == "win32":
 
 else:
 
-    def _read_silently(descriptor: int, limit: int) -> str:
+    def _read_silently(descriptor: int, prompt: bytes, limit: int) -> str:
         import termios
 
         before = termios.tcgetattr(descriptor)
         hidden = before[:3] + [before[3] & ~termios.ECHO] + before[4:]
+        # Before the prompt: whoever is quick would see the token.
         termios.tcsetattr(descriptor, termios.TCSAFLUSH, hidden)
         try:
+            os.write(2, prompt)
             typed = b""
             while len(typed) < limit and not typed.endswith(b"\n"):
                 chunk = os.read(descriptor, limit - len(typed))

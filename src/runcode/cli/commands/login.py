@@ -1,75 +1,104 @@
-"""`runcode login --paste`: take an API token, see that the server knows it, keep it."""
+"""`runcode login`: sign in with a browser, or with a pasted API token; verify it, keep it."""
 
 from __future__ import annotations
 
-import os
-
-from runcode.cli.arguments import new_parser
-from runcode.client.api import Api
+from runcode.cli.arguments import new_parser, seconds
 from runcode.client.settings import load_token, parse_token, save_token
 from runcode.core.errors import RunCodeError
+from runcode.core.terminal import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
 
     from runcode.cli.context import Context
+    from runcode.client.browser_login import Attempt
     from runcode.client.settings import Settings
 
 _PASTED_MAX = 8192
 
 
 def parse(words: list[str]) -> argparse.Namespace:
-    parser = new_parser("login", "Sign in with an API token; it is verified, then kept in a 0600 file.")
-    parser.add_argument("--paste", action="store_true", help="read the token from a hidden prompt, or from stdin")
-    parser.add_argument("--web-base", metavar="URL", help="the console's address")
+    parser = new_parser(
+        "login", "Sign in with your browser. The token that it brings is verified, then kept in a 0600 file.", json=True
+    )
+    parser.add_argument("--no-browser", action="store_true", help="only print the address; you open it")
+    parser.add_argument("--paste", action="store_true", help="read a token from a hidden prompt, or from stdin")
+    parser.add_argument("--timeout", type=seconds, metavar="N", default=180.0, help="seconds to wait (180)")
+    parser.add_argument("--web-base", metavar="URL", help="the console's address, where the browser goes")
     return parser.parse_args(words)
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
     settings = context.settings(options)
-    token = _read_token(options, settings, context)
-    Api(settings.api_base, token, context.environ).verify_token()
-    save_token(settings, token)
-    context.output.line(f"signed in at {settings.api_base}; next: runcode list")
+    if options.paste or options.token_file is not None or options.token is not None:
+        email = ""
+        _keep(_read_token(options, settings, context), settings)
+        _tell(settings, email, options, context)
+        return 0
+    from runcode.client import browser_login
+
+    attempt = browser_login.Attempt(settings)
+    try:
+        context.output.notice(f"to sign in, open {attempt.url}")
+        if not options.no_browser and not browser_login.open_browser(attempt.url, settings.environ):
+            context.output.notice(
+                "no browser could be opened here: open that address on this machine, or use `runcode login --paste`"
+            )
+        context.output.notice(f"waiting for the browser (up to {options.timeout:.0f} s; Ctrl-C ends it) …")
+        _finish(attempt, settings, options, context)
+    finally:
+        attempt.close()
     return 0
+
+
+def _finish(attempt: Attempt, settings: Settings, options: argparse.Namespace, context: Context) -> None:
+    """From the browser's answer to a kept token; the browser is told how it ended."""
+    words = "The sign-in failed. Your terminal says why; you can close this page."
+    answered = False
+    try:
+        answer = attempt.wait(options.timeout)
+        answered = True
+        raw_token, untrusted_email = attempt.redeem(answer)
+        _keep(parse_token(raw_token), settings)
+        _tell(settings, untrusted_email, options, context)
+        context.output.flush()
+        words = "You are signed in. You can close this page and go back to your terminal."
+    except RunCodeError as error:
+        if not answered and error.code == "forbidden":
+            answered, words = True, "You said no, so nobody was signed in. You can close this page."
+        raise
+    finally:
+        if answered:
+            attempt.finish(words)
+
+
+def _keep(token: str, settings: Settings) -> None:
+    """Raises `unauthorized` when the server does not know the token; then nothing is kept."""
+    from runcode.client.api import Api
+
+    Api(settings.api_base, token, settings.environ).verify_token()
+    save_token(settings, token)
+
+
+def _tell(settings: Settings, untrusted_email: str, options: argparse.Namespace, context: Context) -> None:
+    if options.json:
+        # Only a plausible address: what else the other side put there is of no use to a program.
+        email = untrusted_email if untrusted_email.isprintable() and "@" in untrusted_email else None
+        context.output.json({"api_base": settings.api_base, "web_base": settings.web_base, "email": email})
+        return
+    whom = f" as {printable(untrusted_email, limit=200)}" if untrusted_email else ""
+    context.output.line(f"signed in at {settings.api_base}{whom}; next: runcode list")
 
 
 def _read_token(options: argparse.Namespace, settings: Settings, context: Context) -> str:
     if options.token_file is not None or options.token is not None:
         return load_token(settings, context.stdin)
-    if not options.paste:
-        raise RunCodeError(
-            "usage",
-            "this version signs in with `--paste`",
-            resolution=f"copy an API token from {settings.web_base}, or from your operator "
-            "(`runcode-server token create`), and run `runcode login --paste`",
-        )
-    return parse_token(_prompt(context) if _on_terminal(context) else _read_line(context))
-
-
-def _on_terminal(context: Context) -> bool:
     stdin = context.stdin
-    return stdin is not None and stdin.isatty()
+    if stdin is None:
+        return parse_token("")
+    if not stdin.isatty():
+        return parse_token(stdin.readline(_PASTED_MAX).decode("ascii", "replace"))
+    from runcode.client import platforms
 
-
-def _read_line(context: Context) -> str:
-    stdin = context.stdin
-    return stdin.readline(_PASTED_MAX).decode("ascii", "replace") if stdin is not None else ""
-
-
-def _prompt(context: Context) -> str:
-    """A prompt on stderr, and no echo."""
-    import termios
-
-    assert context.stdin is not None
-    descriptor = context.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-    hidden = before[:3] + [before[3] & ~termios.ECHO] + before[4:]
-    os.write(2, b"API token: ")
-    termios.tcsetattr(descriptor, termios.TCSAFLUSH, hidden)
-    try:
-        return _read_line(context)
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSAFLUSH, before)
-        os.write(2, b"\n")
+    return parse_token(platforms.read_hidden_line(stdin.fileno(), "API token: ", _PASTED_MAX))

@@ -17,6 +17,13 @@ async def me(caller: Authenticated) -> dict[str, object]:
     return {"error": False, "email": caller.email, "is_admin": caller.is_admin}
 
 
+@router.post("/auth/revoke")
+async def revoke_own_token(plane: Plane, caller: Authenticated) -> dict[str, object]:
+    """`logout --revoke`: the very token that carries the call, so that nothing has to name it."""
+    await plane.tokens.revoke_token(caller.token_id)
+    return {"error": False}
+
+
 @router.get("/workspaces")
 async def list_workspaces(request: Request, plane: Plane, caller: Authenticated) -> dict[str, object]:
     categories = request.query_params.getlist("category") or ["active"]
