@@ -58,6 +58,14 @@ mutate-guards: setup ## Take each named guard out of a copy of the code, and see
 docs: setup ## Write the reference pages that follow from the code
 	@$(PY) scripts/make_docs.py
 
+.PHONY: chaos
+chaos: setup ## Kill -9 everything in turn, under load, 100 seeded rounds (CHAOS_ARGS="--seed 7 --only 42")
+	@$(PY) scripts/chaos.py $(CHAOS_ARGS)
+
+.PHONY: soak
+soak: setup ## Mixed load for SOAK_MINUTES (30), and whether anything grows
+	@$(PY) scripts/soak.py
+
 .PHONY: clean
 clean: ## Remove what setup, demo and tests made (not the downloads that are shared)
-	@rm -rf $(VENV) .demo .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build
+	@rm -rf $(VENV) .demo .soak .cache .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis dist build
