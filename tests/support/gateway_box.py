@@ -26,7 +26,7 @@ import asyncssh
 from runcode.gateway.admission import AdmissionPolicy
 from runcode.gateway.directory import SessionFacts, WorkspaceFacts
 from runcode.gateway.server import GatewayServer
-from support.gateway_fakes import FakeDirectory
+from support.gateway_fakes import FakeDirectory, FakeSink
 
 
 def require_program(name: str, package: str) -> str:
@@ -242,7 +242,10 @@ class Scene:
         self.host_key_path = folder / "gateway_host_key"
         self.host_key_path.write_bytes(host_key.export_private_key("openssh"))
         self.host_line = host_key.export_public_key("openssh").decode().strip()
-        self.gateway = GatewayServer(self.directory, host_key_path=self.host_key_path, policy=policy)
+        self.events = FakeSink()
+        self.gateway = GatewayServer(
+            self.directory, host_key_path=self.host_key_path, policy=policy, events=self.events
+        )
         self.port = 0
         self.boxes: dict[str, Box] = {}
         self.clients: list[Client] = []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 import asyncssh
@@ -16,6 +16,7 @@ import asyncssh
 from runcode.core.errors import RunCodeError
 from runcode.core.hostkeys import parse_public_key
 from runcode.gateway.directory import AdmissionFacts, ChangeBatch, SessionFacts, WorkspaceFacts
+from runcode.gateway.events import END, START, GatewayEvent
 
 
 def fingerprint_of(public_line: str) -> str:
@@ -136,3 +137,53 @@ class FakeDirectory:
                     continue
         finally:
             self._feeds.remove(feed)
+
+
+@dataclass
+class FakeSink:
+    """An EventSink in memory, and ways to misbehave: `error` is raised, `hang` never answers, both until unset.
+
+    It passes `support.gateway_event_contract`.
+    """
+
+    rows: dict[str, GatewayEvent] = field(default_factory=dict)
+    deliveries: list[list[str]] = field(default_factory=list)
+    syncs: list[tuple[frozenset[str], str]] = field(default_factory=list)
+    error: Exception | None = None
+    hang: asyncio.Event | None = None
+
+    async def record(self, gateway: str, events: Sequence[GatewayEvent]) -> None:
+        await self._misbehave()
+        self.deliveries.append([event.event_id for event in events])
+        for event in events:
+            self.rows.setdefault(event.event_id, event)
+
+    async def end_missing(self, gateway: str, live: Collection[str], reason: str) -> None:
+        await self._misbehave()
+        self.syncs.append((frozenset(live), reason))
+        for event in list(self.rows.values()):
+            if event.phase == START and event.subject_id not in live:
+                end = replace(event, phase=END, at=utc_now(), started_at=event.at, detail={"reason": reason})
+                self.rows.setdefault(end.event_id, end)
+
+    async def _misbehave(self) -> None:
+        if self.hang is not None:
+            await self.hang.wait()
+        if self.error is not None:
+            raise self.error
+
+    # -- reading ------------------------------------------------------------
+
+    def starts(self, kind: str) -> list[GatewayEvent]:
+        return [event for event in self.rows.values() if (event.kind, event.phase) == (kind, START)]
+
+    def ends(self, kind: str) -> list[GatewayEvent]:
+        return [event for event in self.rows.values() if (event.kind, event.phase) == (kind, END)]
+
+    def whole(self, kind: str) -> list[dict[str, object]]:
+        """Each subject of a kind that has ended, as its start and end together."""
+        return [
+            {**self.rows[f"{end.subject_id}.{START}"].detail, **end.detail}
+            for end in self.ends(kind)
+            if f"{end.subject_id}.{START}" in self.rows
+        ]

@@ -25,7 +25,7 @@ from collections.abc import AsyncGenerator, Collection
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from runcode.controlplane.store.engine import CommitProbe, Store, mark_changed
@@ -49,6 +49,7 @@ SHARED: Final = "shared"
 WITHDRAWALS: Final = frozenset(
     (SESSION_REVOKED, TOKEN_REVOKED, USER_DISABLED, UNSHARED, STOP_REQUESTED, DELETE_REQUESTED, WORKSPACE_DOWN)
 )
+# `retention` forgets what is older; a follower that far behind is told `everything`.
 KEPT_FOR: Final = datetime.timedelta(days=1)
 
 _POLL_S = 0.2
@@ -84,13 +85,6 @@ def append_change(
     """Add one row to the caller's transaction; followers hear of it when that commits."""
     session.add(ChangeRow(kind=kind, at=at, workspace_id=workspace_id, session_id=session_id, user_id=user_id))
     mark_changed(session)
-
-
-async def prune_changes(store: Store, now: datetime.datetime) -> None:
-    """Forget what is older than a day; a follower that far behind is told `everything`."""
-    async with store.write() as session:
-        newest = select(func.max(ChangeRow.id)).scalar_subquery()
-        await session.execute(delete(ChangeRow).where(ChangeRow.at < now - KEPT_FOR, ChangeRow.id < newest))
 
 
 class ChangeFeed:

@@ -248,14 +248,16 @@ class ConnectionJournal:
 
 
 def render_text(raw: bytes, head: int, tail: int = 0) -> str:
-    """A peer's bytes as text: its first `head` and last `tail` bytes, with what is not plain text written as escapes.
+    """A peer's bytes as at most some `head` + `tail` characters: its beginning and its end, where it is longer.
 
-    At most ten characters come of one byte's worth of UTF-8; usually one.
+    What is not plain text stands there as escapes, as Python writes them.
     """
     if len(raw) <= head + tail:
-        return _escape(raw)
-    end = raw[len(raw) - tail :] if tail else b""
-    return f"{_escape(raw[:head])} …[{len(raw) - head - tail} bytes]… {_escape(end)}".rstrip()
+        text = _escape(raw)
+        if len(text) <= head + tail:
+            return text
+    first, last = _escape(raw[:head])[:head], _escape(raw[len(raw) - tail :])[-tail:] if tail else ""
+    return f"{first} …[cut: {len(raw)} bytes in all]… {last}".rstrip()
 
 
 def _escape(raw: bytes) -> str:

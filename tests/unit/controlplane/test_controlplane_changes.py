@@ -118,7 +118,7 @@ async def test_a_follower_that_fell_behind_is_told_to_look_at_everything(plane: 
         clock = plane.clock
         assert isinstance(clock, ManualClock)
         clock.advance(days=2)
-        await changes.prune_changes(plane.store, clock.now())
+        await plane.retention.prune()
         batch = await next_change(feed)
         assert batch.everything
 

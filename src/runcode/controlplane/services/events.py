@@ -184,7 +184,8 @@ async def _load_names(
     found: dict[int | None, str] = {}
     for at in range(0, len(wanted), _CHUNK):
         query = select(table.id, name).where(table.id.in_(wanted[at : at + _CHUNK]))  # type: ignore[call-overload]
-        found |= dict((await session.execute(query)).tuples().all())
+        for number, text in (await session.execute(query)).all():
+            found[number] = text
     return found
 
 
