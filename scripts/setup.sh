@@ -19,6 +19,8 @@ PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 need openssh-client command -v ssh-keygen
 need openssh-server test -x /usr/sbin/sshd
 need bubblewrap command -v bwrap
+# The outbound network of a workspace of the local runtime.
+need slirp4netns command -v slirp4netns
 need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
 need git command -v git
 # A workspace of the local runtime has the host's /usr: python3 and its venv are for it as well.

@@ -51,13 +51,14 @@ class BoxSources:
 
 @dataclass(frozen=True)
 class HostFacts:
-    """What the command line depends on beside the workspace itself."""
+    """What the command line depends on beside the workspace itself. `own_network`: `box_network` has made one."""
 
     usr_links: Sequence[str]
     proc_folders: Sequence[str]
     proc_files: Sequence[str]
     usr_sudo: bool
     disable_userns: bool
+    own_network: bool = False
 
 
 def render_bwrap_arguments(
@@ -65,7 +66,9 @@ def render_bwrap_arguments(
 ) -> list[str]:
     """argv of the box. The order matters: later mounts cover earlier ones, and `/` is closed last."""
     argv = [bwrap, "--unshare-user", "--uid", str(BOX_UID), "--gid", str(BOX_UID)]
-    argv += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--unshare-net"]
+    argv += ["--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
+    # A network that the keeper's child has entered already is kept: the box has no right over that one.
+    argv += [] if facts.own_network else ["--unshare-net"]
     argv += ["--hostname", title, "--new-session", "--die-with-parent", "--cap-drop", "ALL"]
     if facts.disable_userns:
         argv += ["--disable-userns"]

@@ -106,13 +106,13 @@ shopt -s checkwinsize
 DEFAULT_PATH = _PATH
 
 
-def render_own_files(shell: str) -> dict[str, str]:
+def render_own_files(shell: str, resolver: str | None = None) -> dict[str, str]:
     """The files that we write ourselves. `hosts` and `hostname` are per workspace and bound over these."""
     return {
         "passwd": _PASSWD.format(shell=shell),
         "group": _GROUP,
         "nsswitch.conf": _NSSWITCH,
-        "resolv.conf": "# No network beyond this box.\n",
+        "resolv.conf": f"nameserver {resolver}\n" if resolver else "# No network beyond this box.\n",
         "profile": _PROFILE,
         "bash.bashrc": _BASHRC,
         "hosts": "",
@@ -125,9 +125,12 @@ def render_hosts(title: str) -> str:
     return f"127.0.0.1 localhost\n127.0.1.1 {title}\n::1 localhost ip6-localhost ip6-loopback\n"
 
 
-def build_etc(folder: Path, host_etc: Path = HOST_ETC) -> Path:
-    """The tree for the host's present state below `folder`, made if it is not there."""
-    own = render_own_files(choose_shell())
+def build_etc(folder: Path, host_etc: Path = HOST_ETC, resolver: str | None = None) -> Path:
+    """The tree for the host's present state below `folder`, made if it is not there.
+
+    `resolver`: the address of the box's name server; None for a box without a network.
+    """
+    own = render_own_files(choose_shell(), resolver)
     tree = folder / compute_fingerprint(own, host_etc)
     if tree.is_dir():
         return tree

@@ -25,7 +25,8 @@ import socket
 import sys
 import time
 
-from runcode.runtimes.local import bubblewrap, plan, staging
+from runcode.runtimes.local import box_network, bubblewrap, limits, plan, staging
+from runcode.runtimes.local.box_helper import BoxHelper
 from runcode.runtimes.local.keeper_log import RATE, KeeperLog
 
 # The init inside gives processes 0.3 s; after this, bwrap is killed and the kernel takes the rest.
@@ -34,6 +35,8 @@ _REAP_S = 10.0
 _QUEUE = 128
 # Instead of keeping a box, become the plan's command inside one: `machine` learns what this machine allows.
 PROBE = "--probe"
+# In the keeper's child: where `box_network` hands the network over.
+NETWORK_FD = 6
 
 
 def main(arguments: list[str]) -> int:
@@ -41,7 +44,7 @@ def main(arguments: list[str]) -> int:
     os.umask(0o077)
     os.chdir(folder)
     if probing:
-        become_box(plan.load_plan(plan.PLAN_FILE), {1: 1, 2: 2})
+        return run_probe(plan.load_plan(plan.PLAN_FILE))
     if os.fork() != 0:
         os._exit(0)
     os.setsid()
@@ -62,6 +65,22 @@ def main(arguments: list[str]) -> int:
         log.note(f"keeper: {type(error).__name__}: {error}")
         report.failed(str(error))
         return 1
+
+
+def run_probe(box_plan: plan.BoxPlan) -> int:
+    """The plan's command inside a box, with its network helper when the plan has one; its exit status."""
+    if box_plan.network_helper is None:
+        become_box(box_plan, {1: 1, 2: 2})
+    helper = BoxHelper(box_plan, lambda line: None)
+    lifeline_read, _ = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        become_box(box_plan, {1: 1, 2: 2, NETWORK_FD: helper.box_end.fileno()})
+    helper.guard_lifeline(lifeline_read)
+    helper.hear_box()
+    _, status = os.waitpid(pid, 0)
+    helper.end()
+    return 0 if status == 0 else 1
 
 
 def hold_lock(path: str) -> int | None:
@@ -125,10 +144,14 @@ class Keeper:
         self._deadline: float | None = None
         self._budget = RATE
         self._lifeline = -1
+        self._helper: BoxHelper | None = None
 
     def run(self) -> int:
         wake = self._catch_signals()
         staging.become_subreaper()
+        limits.make_cgroups(self._plan.cgroups, limits_of(self._plan))
+        if self._plan.network_helper is not None:
+            self._helper = BoxHelper(self._plan, self._log.note)
         log_read, status_read = self._start_box()
         self._write_state()
         self._log.note(f"keeper: pid {os.getpid()} started the box, bwrap is {self._bwrap}")
@@ -187,11 +210,16 @@ class Keeper:
                     bubblewrap.LISTEN_FD: listener.fileno(),
                     bubblewrap.LIFELINE_FD: lifeline_read,
                     bubblewrap.STATUS_FD: status_write,
+                    **({NETWORK_FD: self._helper.box_end.fileno()} if self._helper is not None else {}),
                 },
             )
         # Ours must go: a connection to a box that died has to be refused, not queued for ever.
         listener.close()
-        for descriptor in (lifeline_read, log_write, status_write):
+        if self._helper is not None:
+            self._helper.guard_lifeline(lifeline_read)
+        else:
+            os.close(lifeline_read)
+        for descriptor in (log_write, status_write):
             os.close(descriptor)
         os.set_blocking(log_read, False)
         self._deadline = time.monotonic() + self._plan.start_timeout_s
@@ -216,9 +244,18 @@ class Keeper:
         poller.register(wake, select.POLLIN)
         poller.register(log_read, select.POLLIN)
         poller.register(status_read, select.POLLIN)
+        helper = self._helper
+        if helper is not None:
+            box_said, host_routes = helper.keeper_end.fileno(), helper.host_routes.fileno()
+            poller.register(box_said, select.POLLIN)
+            poller.register(host_routes, select.POLLIN)
         refill_at: float | None = None
         while True:
-            wait_s = [at - time.monotonic() for at in (self._deadline, refill_at) if at is not None]
+            wait_s = [
+                at - time.monotonic()
+                for at in (self._deadline, refill_at, helper.retry_at if helper is not None else None)
+                if at is not None
+            ]
             ready = {fd for fd, _ in poller.poll(max(0, min(wait_s)) * 1000 + 1 if wait_s else None)}
             if wake in ready:
                 self._drain_wake(wake)
@@ -229,6 +266,14 @@ class Keeper:
             self._reap()
             if self._ended or (self._deadline is not None and time.monotonic() > self._deadline):
                 return
+            if helper is not None:
+                if box_said in ready:
+                    poller.unregister(box_said)
+                    helper.hear_box()
+                    box_said = -1
+                if host_routes in ready:
+                    helper.hear_host()
+                helper.start_again_if_due()
             if status_read in ready:
                 poller.unregister(status_read)
                 self._hear_status(os.read(status_read, 16))
@@ -288,12 +333,16 @@ class Keeper:
                 return True
             if pid == self._bwrap:
                 self._ended = True
+            elif self._helper is not None:
+                self._helper.hear_end(pid)
 
     def _end_box(self) -> None:
         """No process of the box is left afterwards; the lock goes only then, with us."""
         if self._lifeline >= 0:
             os.close(self._lifeline)
             self._lifeline = -1
+        if self._helper is not None:
+            self._helper.end()
         if not self._ended:
             os.kill(self._bwrap, signal.SIGKILL)
         # As the subreaper we get the box's own pid 1 when bwrap was killed; once that one
@@ -304,6 +353,12 @@ class Keeper:
                 self._log.note("keeper: processes of the box do not end")
                 return
             time.sleep(0.001)
+        for folder in limits.remove_cgroups(self._plan.cgroups):
+            self._log.note(f"keeper: {folder} cannot be removed")
+
+
+def limits_of(box_plan: plan.BoxPlan) -> limits.BoxLimits:
+    return limits.BoxLimits(box_plan.memory_bytes, box_plan.processes, box_plan.cpus)
 
 
 def find_first_process(bwrap: int) -> tuple[int, int] | None:
@@ -345,7 +400,10 @@ def place_descriptors(wanted: dict[int, int]) -> None:
 def prepare_box(box_plan: plan.BoxPlan) -> list[str]:
     """Enter the stage and drop root when we have it; argv of bwrap as seen from there."""
     staging.leave_session_keyring()
-    facts = collect_host_facts(box_plan.disable_userns)
+    limits.join_cgroups(box_plan.cgroups)
+    # What the network needs of the host is found before the stage leaves the host's world.
+    network = box_network.prepare(NETWORK_FD) if box_plan.network_helper is not None else None
+    facts = collect_host_facts(box_plan.disable_userns, network is not None)
     here = os.getcwd()
     etc, box = box_plan.etc_folder, box_plan.box_folder
     if box_plan.host_uid is None:
@@ -373,10 +431,15 @@ def prepare_box(box_plan: plan.BoxPlan) -> list[str]:
             box_folder="/opt/runcode",
             own_devices=True,
         )
+    if network is not None:
+        box_network.enter(network)
+    if box_plan.host_uid is None and box_plan.processes:
+        # Only now: in the namespace of its own, where the user's other processes do not count.
+        limits.bound_processes(box_plan.processes)
     return bubblewrap.render_bwrap_arguments(box_plan.bwrap, sources, facts, box_plan.title, box_plan.command)
 
 
-def collect_host_facts(disable_userns: bool) -> bubblewrap.HostFacts:
+def collect_host_facts(disable_userns: bool, own_network: bool) -> bubblewrap.HostFacts:
     covered = sorted(
         name for name in {"sys", *os.listdir("/proc")} if not name.isdigit() and name not in bubblewrap.PROC_ALLOWED
     )
@@ -386,6 +449,7 @@ def collect_host_facts(disable_userns: bool) -> bubblewrap.HostFacts:
         proc_files=[name for name in covered if not os.path.isdir(f"/proc/{name}")],
         usr_sudo=os.path.lexists("/usr/bin/sudo"),
         disable_userns=disable_userns,
+        own_network=own_network,
     )
 
 

@@ -11,11 +11,11 @@ import secrets
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from runcode.core.terminal import printable
-from runcode.runtimes.local import keeper, plan
+from runcode.runtimes.local import box_network, keeper, limits, plan
 from runcode.runtimes.local.layout import Layout, make_private_folder, write_new_file
 from runcode.runtimes.local.storage import remove_abandoned, remove_tree
 
@@ -23,7 +23,18 @@ KEEPER_MODULE = "runcode.runtimes.local.keeper"
 KEEPER_ENVIRONMENT = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
 _SEARCH_PATH = "/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
 _PROBE_TIMEOUT_S = 20.0
+# ioctl numbers of the tap device differ elsewhere.
+_NETWORK_MACHINES = ("x86_64", "aarch64", "riscv64", "s390x")
 _OPEN_A_PTY = "import os; os.openpty()"
+# SIOCGIFFLAGS, IFF_RUNNING: the helper has attached itself.
+_WAIT_FOR_CARRIER = """
+import fcntl, socket, struct, sys, time
+asking, deadline = socket.socket(), time.monotonic() + 8
+while not struct.unpack_from("16xH", fcntl.ioctl(asking, 0x8913, struct.pack("16s24x", b"tap0")))[0] & 0x40:
+    if time.monotonic() > deadline:
+        sys.exit("slirp4netns does not carry packets")
+    time.sleep(0.005)
+"""
 
 # Which setting forbids user namespaces: file, the value that forbids, what to type.
 _NAMESPACE_SETTINGS = (
@@ -39,12 +50,18 @@ _NAMESPACE_SETTINGS = (
 
 @dataclass(frozen=True)
 class Machine:
-    """Programs as absolute paths under /usr, since that is what a box sees."""
+    """Programs as absolute paths under /usr, since that is what a box sees.
+
+    `network_obstacle`: why boxes have no outbound network here, and the fix; None when they have.
+    """
 
     bwrap: str
     sshd: str
     python: str
     disable_userns: bool
+    network_helper: str | None = None
+    network_obstacle: str | None = None
+    cgroups: limits.CgroupHome = field(default_factory=lambda: limits.CgroupHome(0, {}, {}))
 
 
 class Obstacle(Exception):
@@ -63,8 +80,51 @@ def find_machine() -> Machine:
         raise Obstacle("the local runtime needs a Python 3 under /usr: apt install python3")
     shown = subprocess.run([bwrap, "--help"], capture_output=True, text=True, check=False, env=KEEPER_ENVIRONMENT)
     return Machine(
-        bwrap=bwrap, sshd=sshd, python=python, disable_userns="--disable-userns" in shown.stdout + shown.stderr
+        bwrap=bwrap,
+        sshd=sshd,
+        python=python,
+        disable_userns="--disable-userns" in shown.stdout + shown.stderr,
+        cgroups=limits.find_cgroup_home(),
     )
+
+
+def find_network_helper() -> str:
+    """slirp4netns. Raises Obstacle."""
+    found = shutil.which("slirp4netns", path=_SEARCH_PATH)
+    if found is None:
+        raise Obstacle("boxes have no outbound network without slirp4netns: apt install slirp4netns")
+    if os.uname().machine not in _NETWORK_MACHINES:
+        raise Obstacle(f"boxes have no outbound network on {os.uname().machine}")
+    if not os.path.exists(box_network.TUN_DEVICE):
+        raise Obstacle(
+            f"boxes have no outbound network without {box_network.TUN_DEVICE}: modprobe tun, "
+            "or give the container that device"
+        )
+    return found
+
+
+def may_have_network() -> bool:
+    try:
+        find_network_helper()
+    except Obstacle:
+        return False
+    return True
+
+
+def probe_all(machine: Machine, layout: Layout, host_uid: int | None, *, want_network: bool) -> Machine:
+    """The machine as the probes found it: with a network where one can be made. Raises Obstacle when no box can."""
+    if want_network:
+        try:
+            with_network = replace(machine, network_helper=find_network_helper(), network_obstacle=None)
+            probe(with_network, layout, host_uid)
+            return with_network
+        except Obstacle as error:
+            reason = str(error)
+    else:
+        reason = "boxes have no outbound network because the server was told so (--box-network off)"
+    # A box without a network decides whether any can run.
+    probe(machine, layout, host_uid)
+    return replace(machine, network_helper=None, network_obstacle=reason)
 
 
 def find_program(name: str, package: str) -> str:
@@ -97,14 +157,16 @@ def probe(machine: Machine, layout: Layout, host_uid: int | None) -> None:
             path.mkdir(parents=True)
         for path in (box / "hosts", box / "hostname", etc / "hosts", etc / "hostname", box / "opt" / "bin" / "sudo"):
             write_new_file(path, "", 0o644)
+        code = _OPEN_A_PTY if machine.network_helper is None else _OPEN_A_PTY + _WAIT_FOR_CARRIER
         box_plan = plan.BoxPlan(
             title="probe",
             host_uid=host_uid,
             etc_folder="etc",
             box_folder=box.name,
             bwrap=machine.bwrap,
-            command=(machine.python, "-I", "-S", "-c", _OPEN_A_PTY),
+            command=(machine.python, "-I", "-S", "-c", code),
             disable_userns=machine.disable_userns,
+            network_helper=machine.network_helper,
         )
         # What the keeper makes unreadable by its umask must be open to the box's uid here too.
         for path in (etc, home, box, box / "opt", box / "opt" / "bin"):

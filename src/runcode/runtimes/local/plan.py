@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TypeVar
 
 PLAN_FILE = "plan.json"
@@ -34,7 +35,12 @@ _Record = TypeVar("_Record")
 
 @dataclass(frozen=True)
 class BoxPlan:
-    """One start of one box. `host_uid` is None for an ordinary user's box, which runs as that user."""
+    """One start of one box. `host_uid` is None for an ordinary user's box, which runs as that user.
+
+    `network_helper`: the program that carries the box's packets; None leaves it without a network.
+    `cgroups`: controller → the box's own folder, made by the keeper, named here so that whoever cleans
+    up after it knows them. A limit of 0 is none.
+    """
 
     title: str
     host_uid: int | None
@@ -44,6 +50,11 @@ class BoxPlan:
     command: tuple[str, ...]
     disable_userns: bool
     start_timeout_s: float = 15.0
+    network_helper: str | None = None
+    cgroups: Mapping[str, str] = field(default_factory=dict)
+    memory_bytes: int = 0
+    processes: int = 0
+    cpus: float = 0.0
     format: int = FORMAT
 
 
@@ -103,7 +114,7 @@ def _read(kind: type[_Record], raw: object) -> _Record:
     """A record from a file of any version. Raises ValueError."""
     if not isinstance(raw, dict) or type(raw.get("format", 1)) is not int or raw.get("format", 1) > FORMAT:
         raise ValueError("it has an unknown shape")
-    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    known = {each.name for each in fields(kind)}  # type: ignore[arg-type]
     try:
         return kind(**{name: value for name, value in raw.items() if name in known})
     except TypeError as error:

@@ -26,7 +26,7 @@ from typing import ParamSpec, TypeVar
 
 from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import Capabilities, Checkpoint, Observation, ObservedState, UnixEndpoint, WorkspaceSpec
-from runcode.runtimes.local import box_files, etc_tree, identity, keepers, machine, plan, storage
+from runcode.runtimes.local import box_files, destinations, etc_tree, identity, keepers, limits, machine, plan, storage
 from runcode.runtimes.local.layout import Layout, WorkspaceFolder, make_private_folder
 from runcode.runtimes.unix_sockets import open_unix_socket
 
@@ -44,14 +44,39 @@ class LocalRuntime:
     """See `runtimes.base` for the contract. `root` is this runtime's own folder; made 0700 when missing."""
 
     name = "local"
-    capabilities = Capabilities(sudo=False, outbound_network=False, limits=False)
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, limits_per_box: limits.BoxLimits | None = None) -> None:
+        """`limits_per_box`: instead of what `limits` derives from the machine."""
         self._layout = Layout(root.absolute())
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="local-runtime")
         self._machine: machine.Machine | None = None
         self._obstacle: tuple[float, str] | None = None
         self._stops: Counter[int] = Counter()
+        self._limits = limits_per_box
+        self._want_network = True
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What boxes that start from now on have. Before the first probe: what is plain without one."""
+        found = self._machine
+        network = found.network_helper is not None if found else self._want_network and machine.may_have_network()
+        home = found.cgroups if found else limits.find_cgroup_home()
+        return Capabilities(sudo=False, outbound_network=network, limits={"memory", "pids"} <= set(home.folders))
+
+    def allow_outbound_network(self, allowed: bool) -> None:
+        """The operator's switch, before the first start. A box that runs keeps the network it was started with."""
+        self._want_network = allowed
+        self._machine = None
+
+    @property
+    def root(self) -> Path:
+        return self._layout.root
+
+    def find_shortcomings(self) -> list[str]:
+        """What boxes lack here, each with its reason and the fix. Blocks like `find_obstacle`."""
+        found = self._require_machine()
+        network = [found.network_obstacle] if found.network_obstacle is not None else []
+        return network + [f"boxes have no {name} limit: {why}" for name, why in found.cgroups.missing.items()]
 
     def find_obstacle(self) -> str | None:
         """Blocks for some 50 ms the first time: it starts a tiny box. What works is not asked again."""
@@ -129,7 +154,9 @@ class LocalRuntime:
                 found = machine.find_machine()
                 with self._translated():
                     self._layout.prepare()
-                    machine.probe(found, self._layout, identity.host_uid_for(self._layout, 0))
+                    host_uid = identity.host_uid_for(self._layout, 0)
+                    found = machine.probe_all(found, self._layout, host_uid, want_network=self._want_network)
+                    limits.delegate(found.cgroups)
                 self._machine = found
                 return found
             except machine.Obstacle as error:
@@ -147,7 +174,9 @@ class LocalRuntime:
         self._end(folder, spec.workspace_id)
         storage.create_home(folder, host_uid)
         try:
-            etc = etc_tree.build_etc(self._layout.etc)
+            resolver = destinations.RESOLVER if found.network_helper is not None else None
+            etc = etc_tree.build_etc(self._layout.etc, resolver=resolver)
+            per_box = self._limits or limits.read_default_limits(found.cgroups)
             box = folder.path / f"box-{secrets.token_hex(6)}"
             box_files.write_box_files(box, spec, host_uid)
             make_private_folder(folder.run)
@@ -159,6 +188,11 @@ class LocalRuntime:
                 bwrap=found.bwrap,
                 command=tuple(box_files.render_init_command(found.python, found.sshd)),
                 disable_userns=found.disable_userns,
+                network_helper=found.network_helper,
+                cgroups=limits.plan_folders(found.cgroups, f"runcode-{spec.workspace_id}-{secrets.token_hex(6)}"),
+                memory_bytes=per_box.memory_bytes,
+                processes=per_box.processes,
+                cpus=per_box.cpus,
             )
             plan.write_private_json(str(folder.plan_file), box_plan)
             self._remove_stale_etc(etc.name)
@@ -203,6 +237,9 @@ class LocalRuntime:
         if not folder.path.is_dir():
             return
         keepers.end_keeper(folder, identity.host_uid_for(self._layout, workspace_id))
+        with contextlib.suppress(OSError, ValueError):
+            # A keeper that was killed could not; the plan is the record of what it had made.
+            limits.remove_cgroups(plan.load_plan(str(folder.plan_file)).cgroups)
         self._remove_box_files(folder)
 
     def _remove_box_files(self, folder: WorkspaceFolder) -> None:
