@@ -88,7 +88,7 @@ def render_table(campaign: Campaign, seed: int, seconds: float) -> str:
     lines = [
         f"{len(campaign.outcomes)} rounds, seed {seed}, {seconds:.0f} s",
         "",
-        "| kill -9 of | rounds | state true p50 / max s | runs again p50 / max s | no orphan p50 / max s |",
+        "| kill -9 of | rounds | longest untrue state p50 / max s | runs again p50 / max s | no orphan p50 / max s |",
         "|---|---:|---:|---:|---:|",
     ]
 

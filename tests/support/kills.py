@@ -47,6 +47,7 @@ VICTIMS = {
     "bwrap": 2,
     "box pid 1": 2,
     "box init": 2,
+    "network helper": 2,
     "sshd": 3,
     "cli exec": 3,
     "cli connect": 3,
@@ -56,12 +57,16 @@ VICTIMS = {
     "server+keeper": 2,
     "everything": 1,
 }
-BOX_KINDS = {"keeper", "bwrap", "box pid 1", "box init", "server+keeper", "everything"}
+BOX_KINDS = {"keeper", "bwrap", "network helper", "box pid 1", "box init", "server+keeper", "everything"}
 
 
 @dataclass
 class Outcome:
-    """What one round measured. Times are seconds since the kill, or since the server was up again."""
+    """What one round measured, in seconds since the kill, or since the server was up again.
+
+    `true_s`: the longest time that a state was told which /proc did not show. `back_s`: until every box ran
+    for good, back-off included. `quiet_s`: after the load had ended, until nothing was without an owner.
+    """
 
     number: int
     victim: str
@@ -91,6 +96,7 @@ class Campaign:
         self.token = ""
         self.footprint = kill_proc.Footprint(self.folder)
         self.outcomes: list[Outcome] = []
+        self._cgroups: dict[str, set[str]] = {}
 
     # ------------------------------------------------------------ before and after
 
@@ -130,6 +136,7 @@ class Campaign:
             left += [f"left in the control folder: {p.name}" for p in (self.runtime / "rc").glob("*")]
             left += [f"left in the data folder: {p.relative_to(self.folder)}" for p in self._find_box_files()]
             left += [f"left mounted: {line}" for line in kill_proc.find_mounts(self.folder)]
+            left += [f"left a cgroup: {path}" for title in TITLES for path in self._find_cgroups(title, running=False)]
         finally:
             self._end_by_force()
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -153,6 +160,8 @@ class Campaign:
         rng = random.Random(f"{self.seed}:{number}")
         drawn = rng.choices(list(VICTIMS), list(VICTIMS.values()))[0]
         outcome = Outcome(number, victim or drawn, rng.choice(TITLES))
+        if outcome.victim == "network helper" and not self._has_network():
+            outcome.victim = "keeper"
         faults_before = len(self.books.faults)
         load = Load(self.laptops, self.ids, self.books, f"{self.seed}:{number}")
         load.struck.add(RESTLESS)
@@ -242,13 +251,17 @@ class Campaign:
             inside = kill_proc.descendants_of([box.init], processes)
             serving = sorted(pid for pid in inside if processes[pid].name.startswith("sshd"))
             return [rng.choice(serving)] if serving else []
+        if kind == "network helper":
+            return box.helpers
         return [{"keeper": box.keeper, "bwrap": box.bwrap, "box pid 1": box.first, "box init": box.init}[kind]]
 
     # ------------------------------------------------------------ what must be true
 
     def _wait_until_true(self, outcome: Outcome, possible_at: float) -> None:
-        """Every state is what /proc shows, every box runs; measures when each became so for good."""
-        true_since = back_since = None
+        """Every state is what /proc shows, every box runs for good; measures how long each took."""
+        back_since = None
+        looked = False
+        untrue_since = dict.fromkeys(TITLES, possible_at)
         deadline = time.monotonic() + BACK_S
         while True:
             now = time.monotonic()
@@ -256,9 +269,15 @@ class Campaign:
             seen = {title: self._is_serving(title) for title in TITLES}
             if claims != self._claims():
                 continue  # it changed while we looked
-            true = claims == seen
-            back = true and all(seen.values())
-            true_since = (true_since or now) if true else None
+            for title in TITLES:
+                if claims is None or claims[title] != seen[title]:
+                    untrue_since.setdefault(title, now)
+                elif title in untrue_since:
+                    since = untrue_since.pop(title)
+                    # What was true at the first look was never seen untrue.
+                    outcome.true_s = max(outcome.true_s, now - since if looked else 0.0)
+            looked = True
+            back = not untrue_since and all(seen.values())
             back_since = (back_since or now) if back else None
             if back_since is not None and now - back_since >= _STABLE_S:
                 break
@@ -267,7 +286,6 @@ class Campaign:
                 outcome.faults.append(f"after {BACK_S:.0f} s not every box runs as it should: {told}")
                 return
             time.sleep(0.05)
-        outcome.true_s = max(0.0, (true_since or back_since) - possible_at)
         outcome.back_s = max(0.0, back_since - possible_at)
         for title in TITLES:
             if not _greets(self._folder_of(title).socket):
@@ -296,12 +314,21 @@ class Campaign:
         if keeper is None or keeper not in processes:
             return None
         self.footprint.remember(kill_proc.descendants_of([keeper], processes), processes)
+        with contextlib.suppress(OSError, ValueError):
+            self._cgroups.setdefault(title, set()).update(
+                json.loads(folder.plan_file.read_text()).get("cgroups", {}).values()
+            )
         for bwrap in kill_proc.children_of(keeper, processes):
             for first in kill_proc.children_of(bwrap.pid, processes):
                 for init in kill_proc.children_of(first.pid, processes):
                     if bwrap.name == first.name == "bwrap" and "init" in init.command:
-                        return Box(keeper, bwrap.pid, first.pid, init.pid)
+                        beside = [p.pid for p in kill_proc.children_of(keeper, processes) if p != bwrap]
+                        return Box(keeper, bwrap.pid, first.pid, init.pid, beside)
         return None
+
+    def _has_network(self) -> bool:
+        box = self._look_at_box(TITLES[0], kill_proc.look())
+        return box is not None and bool(box.helpers)
 
     def _find_owned(self, processes: dict[int, kill_proc.Process]) -> set[int]:
         """The server and what it started, keepers that hold a lock with their boxes, masters of sessions."""
@@ -333,8 +360,17 @@ class Campaign:
             boxes = folder.find_box_folders()
             left += [f"{title} has the files of {len(boxes)} boxes"] if len(boxes) > 1 else []
             left += [f"{title}: {path.name}" for path in folder.path.glob("*.new")]
+            left += [f"{title} left the cgroup {path}" for path in self._find_cgroups(title, running=True)]
         left += [f"the trash holds {path.name}" for path in self.layout.trash.iterdir()]
         return left
+
+    def _find_cgroups(self, title: str, *, running: bool) -> list[str]:
+        """Those that this box ever had and that are still there; `running`: beside the ones of its plan."""
+        known = self._cgroups.get(title, set())
+        if running:
+            plan = json.loads(self._folder_of(title).plan_file.read_text())
+            known = known - set(plan.get("cgroups", {}).values())
+        return [path for path in sorted(known) if os.path.isdir(path)]
 
     def _find_box_files(self) -> list[Path]:
         found = []
@@ -402,6 +438,8 @@ class Box:
     bwrap: int
     first: int
     init: int
+    # What gives the box its network, where this machine has that.
+    helpers: list[int]
 
 
 def _greets(path: Path) -> bool:
