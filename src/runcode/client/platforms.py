@@ -62,6 +62,18 @@ class Platform(Value):
             named = environ.get("USERPROFILE", "")
         return named if self._is_absolute(named) else os.path.expanduser("~")
 
+    def find_other_ssh_home(self, environ: Mapping[str, str]) -> str | None:
+        """The home that ssh itself uses, when it is not the one of the environment: ssh never looks at HOME."""
+        if self.is_windows:
+            return None
+        import pwd
+
+        try:
+            own = pwd.getpwuid(os.geteuid()).pw_dir
+        except KeyError:
+            return None
+        return own if os.path.realpath(own) != os.path.realpath(self.home(environ)) else None
+
     def config_base(self, environ: Mapping[str, str]) -> str:
         """Where programs keep a person's settings: an explicit XDG_CONFIG_HOME, else the system's own."""
         return self._base(environ, "XDG_CONFIG_HOME", "APPDATA", ".config")

@@ -132,7 +132,7 @@ def dial(session: Session) -> socket.socket:
 def run(settings: Settings, workspace_id: int, make_api: Callable[[], Api]) -> int:
     """Be the ProxyCommand for this workspace; returns the exit status."""
     session, reused = prepare(settings, workspace_id, make_api)
-    relay = Relay(dial(session))
+    relay = Relay(dial(session), ClientSide(session.user))
     status = relay.run()
     if reused and relay.client_side.was_refused:
         _explain_refusal(settings, session, make_api)
@@ -155,8 +155,8 @@ def _explain_refusal(settings: Settings, session: Session, make_api: Callable[[]
 class Relay:
     """Bytes between stdin, stdout and the gateway, each direction on its own."""
 
-    def __init__(self, connection: socket.socket, stdin: int = 0, stdout: int = 1) -> None:
-        self.client_side = ClientSide()
+    def __init__(self, connection: socket.socket, client_side: ClientSide, *, stdin: int = 0, stdout: int = 1) -> None:
+        self.client_side = client_side
         self._connection = connection
         self._stdin = stdin
         self._stdout = stdout

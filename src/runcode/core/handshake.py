@@ -4,11 +4,12 @@ Owns: reading the clear part of an SSH connection's client side, up to its
 NEWKEYS, and counting what it sends sealed after that. Pure; `client.proxying`
 feeds it.
 
-A client that is refused sends a service request and a question for its key, and
-ends. One that is let in also sends a signature, opens a channel and asks for
-something on it. Measured with OpenSSH 9.2, every cipher, short and long tags: the
-first sends 224 to 524 bytes (a user name of 64 letters), the second 656 and more.
-It is a hint for what to tell a person, never a decision about access.
+A client that is refused sends a service request and two requests with its user
+name, the second with a key, and ends. One that is let in sends a third with a
+signature, opens a channel and asks for something on it. Measured with OpenSSH 9.2
+and every cipher: the first sends 224 to 410 bytes and the user name twice; the
+second 560 and more, and the user name three times, even when its last packets
+are lost. It is a hint for what to tell a person, never a decision about access.
 
 Source: RFC 4253 §4.2, §6, §7.3; RFC 4252 §7.
 """
@@ -16,7 +17,7 @@ Source: RFC 4253 §4.2, §6, §7.3; RFC 4252 §7.
 from __future__ import annotations
 
 SSH_MSG_NEWKEYS = 21
-REFUSED_MAX = 620
+_REFUSED_MAX = 430
 _BANNER_MAX = 8 * 1024
 _PACKET_MAX = 64 * 1024
 
@@ -24,8 +25,9 @@ _PACKET_MAX = 64 * 1024
 class ClientSide:
     """Feed it everything that the client sends; what cannot be read counts as "was let in"."""
 
-    def __init__(self) -> None:
+    def __init__(self, user: str) -> None:
         self.sealed_bytes = 0
+        self._refused_max = _REFUSED_MAX + 2 * len(user)
         self._clear: bytearray | None = bytearray()
         self._seen_banner = False
         self._lost = False
@@ -41,7 +43,7 @@ class ClientSide:
     @property
     def was_refused(self) -> bool:
         """True when the client reached authentication and ended without ever having been let in."""
-        return self._clear is None and not self._lost and 0 < self.sealed_bytes <= REFUSED_MAX
+        return self._clear is None and not self._lost and 0 < self.sealed_bytes <= self._refused_max
 
     def _take_one(self) -> bool:
         """One banner or clear packet off the front; False when more bytes are needed."""

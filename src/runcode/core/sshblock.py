@@ -113,18 +113,14 @@ def render_display_name(untrusted_name: str) -> str:
 
 def insert_block(content: bytes, block: str) -> bytes:
     """The file with this block first and no other block of ours."""
-    rest = remove_blocks(content)
-    # A byte-order mark counts as blank at the file's start only.
-    mark = b"\xef\xbb\xbf" if rest.startswith(b"\xef\xbb\xbf") else b""
-    return mark + block.encode() + rest[len(mark) :]
+    return block.encode() + remove_blocks(content)
 
 
 def remove_blocks(content: bytes) -> bytes:
     """The file without any block of ours, whole or cut in half."""
-    mark = b"\xef\xbb\xbf" if content.startswith(b"\xef\xbb\xbf") else b""
     kept: list[bytes] = []
     held: list[bytes] | None = None  # the lines since an opening marker
-    for line in _LINE.findall(content[len(mark) :]):
+    for line in _LINE.findall(content):
         bare = line.strip()
         if bare == START_MARKER.encode():
             kept += _foreign_lines(held or [], closed=False)
@@ -137,7 +133,7 @@ def remove_blocks(content: bytes) -> bytes:
         else:
             kept.append(line)
     kept += _foreign_lines(held or [], closed=False)
-    return mark + b"".join(kept)
+    return b"".join(kept)
 
 
 def _foreign_lines(held: list[bytes], *, closed: bool) -> list[bytes]:

@@ -33,7 +33,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
     skipped: list[str] = []
     if not options.remove:
         entries, skipped = _entries(settings, context.api(settings).list_workspaces())
-        _warn_of_a_passing_token(settings, context)
+        _warn(settings, context)
     if options.dry_run:
         change = ssh_user_config.plan_change(settings, entries or None)
     else:
@@ -94,7 +94,10 @@ def _moved_folders(settings: Settings, platform: platforms.Platform) -> list[str
     return words
 
 
-def _warn_of_a_passing_token(settings: Settings, context: Context) -> None:
+def _warn(settings: Settings, context: Context) -> None:
+    elsewhere = platforms.current().find_other_ssh_home(settings.environ)
+    if elsewhere is not None:
+        context.output.notice(f"warning: HOME is not your own home; ssh itself reads {elsewhere}/.ssh/config")
     if settings.saved_base != settings.api_base:
         context.output.notice(
             "warning: no token is saved for this server, so these hosts work only where RUNCODE_TOKEN and "
