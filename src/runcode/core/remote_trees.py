@@ -20,6 +20,7 @@ from runcode.core.remote_files import DIGEST_SCRIPT, parse_failure
 TREE, LIST, SUM = b"tree", b"list", b"sum"
 _ENDING = re.compile(rb"([0-9a-f-]{1,64}) ([0-9]{1,3})", re.ASCII)
 
+# `"{""}"`: find would put a name for the plain form into the inner script's text, as code.
 # `cat` gets the names from `list`, each ended by NUL, in the order in which the client read the files.
 _UPLOAD_SCRIPT = (
     "n=$1 algorithm=$2 workdir=$3 path=$4 name=$5 big=$6\n"
@@ -56,7 +57,7 @@ else
         t=$0/$f; [ -L "$t" ] || [ ! -e "$t" ] || [ -f "$t" ] || exit 1
     done' "$target" {} + || fail clash
     find . -type d \\( -exec sh -c '[ -e "$0/$1" ]' "$target" {} \\; -exec sh -c '
-            cd -- "$1" && find . ! -name . -prune ! -type d -exec sh -c '\\''mv -f -- "$@" "$0"'\\'' "$0/$1" {} + \\
+            cd -- "$1" && find . ! -name . -prune ! -type d -exec sh -c '\\''mv -f -- "$@" "$0"'\\'' "$0/$1" "{""}" + \\
                 || : >"$2"' "$target" {} "$stage/failed" \\; \\
         -o -exec sh -c 'mv -- "$1" "$0/$1" || : >"$2"' "$target" {} "$stage/failed" \\; -prune \\) 2>/dev/null
     [ ! -e "$stage/failed" ] || fail denied

@@ -145,12 +145,22 @@ class Landing:
                 self._descriptor = os.open(self.path, flags, 0o600)
                 self._check_kept()
             else:
-                self._descriptor = os.open(self.path, flags | os.O_EXCL, 0o600)
+                self._make_new(flags | os.O_EXCL)
         except OSError as error:
             if os.path.islink(self.path):
                 raise RunCodeError("unsafe_path", f"{self.path!r} is a link", resolution="remove it") from error
             raise local_error(error, self.folder) from error
         return self
+
+    def _make_new(self, flags: int) -> None:
+        try:
+            self._descriptor = os.open(self.path, flags, 0o600)
+        except OSError:
+            raise  # it was not made, or is not ours
+        except BaseException:
+            # A signal just then; nobody calls __exit__ when __enter__ raises.
+            self._unlink()
+            raise
 
     def _check_kept(self) -> None:
         status = os.fstat(self._descriptor)
@@ -202,10 +212,13 @@ class Landing:
         empty = self.size == 0
         os.close(self._descriptor)
         if not self._finished and (empty or not self._keeping):
-            try:
-                os.unlink(self.path)
-            except OSError:
-                pass
+            self._unlink()
+
+    def _unlink(self) -> None:
+        try:
+            os.unlink(self.path)
+        except OSError:
+            pass
 
 
 def find_target(path: str, out: str) -> str:

@@ -37,9 +37,12 @@ class Stage:
             os.mkdir(self.path, 0o700)
             os.mkdir(os.path.join(self.path, "tree"), 0o700)
             self.descriptor = os.open(os.path.join(self.path, "tree"), FOLDER_FLAGS | _NO_FOLLOW)
-        except OSError as error:
+        except BaseException as error:
+            # Also a signal: nobody calls __exit__ when this raises.
             self._remove()
-            raise local_error(error, self.folder) from error
+            if isinstance(error, OSError):
+                raise local_error(error, self.folder) from error
+            raise
         return self
 
     def __exit__(self, *_details: object) -> None:
