@@ -32,7 +32,7 @@ class RuntimeTables:
                 continue
             table = str(marker.args[0])
             others = [f"{name} {value}" for name, value in callspec.params.items() if name != "case"]
-            function = str(getattr(item, "originalname", item.name))
+            function = str(getattr(item, "originalname", None) or item.nodeid)
             row = function.removeprefix("test_").replace("_", " ")
             if others:
                 row += f" ({', '.join(others)})"
