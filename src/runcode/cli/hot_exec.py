@@ -26,11 +26,14 @@ def run(argv: list[str]) -> int | None:
         for number in (0, 1, 2):
             posix.fstat(number)
         session = _find_session()
-        control_path = session[b"control_path"].decode(sys.getfilesystemencoding(), "surrogateescape")
+        encoding = sys.getfilesystemencoding()
+        control_path = session[b"control_path"].decode(encoding, "surrogateescape")
+        config_path = (session[b"folder"] + b"/config").decode(encoding, "surrogateescape")
+        route = mux.Route(control_path, config_path, "runcode-" + session[b"user"].decode())
         nonce = posix.urandom(16).hex()
         workdir = None if home else session[b"workdir"].decode()
         text = render_exec(words, workdir=workdir, nonce=nonce)
-        command = text.encode(sys.getfilesystemencoding(), "surrogateescape")
+        command = text.encode(encoding, "surrogateescape")
     except (Unusual, OSError, KeyError, ValueError):
         return None
     if len(command) > mux.COMMAND_MAX:
@@ -39,7 +42,7 @@ def run(argv: list[str]) -> int | None:
     if master is None:
         return None
     call = mux.Call(master, lambda: mux.find_master_pid(control_path) is not None)
-    with mux.Guard(call, control_path, nonce, timeout_s) as guard:
+    with mux.Guard(call, route, nonce, timeout_s) as guard:
         outcome, status = call.run(command)
     if outcome != mux.STARTED:
         return None

@@ -176,6 +176,7 @@ def find_session(environ: dict[bytes, bytes], workspace_id: int, api_base: bytes
                 raise Unusual
             value = value[1:-1]
         fields[name.strip(b'"')] = value
+    fields[b"folder"] = folder
     numbers = all(is_number(fields.get(name, b"")) for name in (b"workspace_id", b"expires_at", b"minted_at"))
     if not numbers or fields.get(b"version") != b"1" or not is_title(fields.get(b"user", b"")):
         raise Unusual

@@ -15,7 +15,7 @@ import os
 import signal
 import time
 
-from runcode.client import mux
+from runcode.client import mux, openssh
 from runcode.core.remote_command import render_signal
 
 # How long a group has to end after TERM, and our call after KILL.
@@ -29,9 +29,9 @@ _ANSWER_S = 5.0
 class Interrupts:
     """`ended_by` is the first signal that came, SIGALRM for the clock."""
 
-    def __init__(self, call: mux.Call, control_path: str, nonce: str, has_deadline: bool) -> None:
+    def __init__(self, call: mux.Call, route: mux.Route, nonce: str, has_deadline: bool) -> None:
         self._call = call
-        self._control_path = control_path
+        self._route = route
         self._nonce = nonce
         self.ended_by: int | None = None
         self._escalation = ["TERM", "KILL"]
@@ -88,21 +88,28 @@ class Interrupts:
         """Signal the group; a group that is not there yet is looked for again."""
         until = time.monotonic() + _ARRIVAL_S if until is None else until
         self._undelivered = None
-        master = mux.find_master(self._control_path)
-        if master is None:
+        command = os.fsencode(render_signal(name, self._nonce))
+        outcome, status = self._run_over_master(command)
+        if outcome == mux.REFUSED:
+            # The connection has no room for a second session, so the signal gets a connection of its own.
+            status = openssh.run_apart(self._route.config_path, self._route.alias, command, os.environ, _ANSWER_S)
+        elif outcome == mux.NO_MASTER:
             # Nobody can reach the command any more, and nobody will tell us of its end.
             self._harder_at = None
             self._call.abandon()
             return
-        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            command = os.fsencode(render_signal(name, self._nonce))
-            second = mux.Call(master, lambda: False, _ANSWER_S / 2)
-            status = second.run(command, (null, null, null))[1]
-        finally:
-            os.close(null)
         if status != 0 and time.monotonic() < until:
             self._undelivered = (name, until)
+
+    def _run_over_master(self, command: bytes) -> tuple[str, int | None]:
+        master = mux.find_master(self._route.control_path)
+        if master is None:
+            return mux.NO_MASTER, None
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return mux.Call(master, lambda: False, _ANSWER_S / 2).run(command, (null, null, null))
+        finally:
+            os.close(null)
 
     def _set_alarm(self) -> None:
         now = time.monotonic()

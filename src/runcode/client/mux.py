@@ -62,6 +62,10 @@ _NO_ESCAPE = 0xFFFFFFFF
 _TYPE_MASK, _IS_FOLDER, _IS_SOCKET = 0o170000, 0o040000, 0o140000
 
 
+# Sockets of masters that did not say hello: one call of the CLI waits for each of them once.
+_stopped: set[tuple[int, int]] = set()
+
+
 def is_ours(folder: str | bytes) -> bool:
     """Is there a real folder at this path that is ours and that nobody else can write to?"""
     try:
@@ -129,9 +133,13 @@ def find_master(path: str) -> Master | None:
         return None
     try:
         status = posix.lstat(path)
-        if status.st_mode & _TYPE_MASK != _IS_SOCKET or status.st_uid != posix.geteuid():
+        identity = (status.st_dev, status.st_ino)
+        if status.st_mode & _TYPE_MASK != _IS_SOCKET or status.st_uid != posix.geteuid() or identity in _stopped:
             return None
         return Master(path)
+    except TimeoutError:
+        _stopped.add(identity)
+        return None
     except OSError:
         return None
 
@@ -230,6 +238,15 @@ class Call:
             pass
 
 
+class Route:
+    """How a box is reached: the master's socket, and what a connection of its own needs."""
+
+    def __init__(self, control_path: str, config_path: str, alias: str) -> None:
+        self.control_path = control_path
+        self.config_path = config_path
+        self.alias = alias
+
+
 class Guard:
     """What keeps INT, TERM, HUP and the clock from leaving a remote command behind: `with` it, run the call.
 
@@ -238,9 +255,9 @@ class Guard:
     loaded when the first one comes.
     """
 
-    def __init__(self, call: Call, control_path: str, nonce: str, timeout_s: float | None) -> None:
+    def __init__(self, call: Call, route: Route, nonce: str, timeout_s: float | None) -> None:
         self._call = call
-        self._control_path = control_path
+        self._route = route
         self._nonce = nonce
         self._timeout_s = timeout_s
         self._over = False
@@ -273,7 +290,7 @@ class Guard:
         if self._interrupts is None:
             from runcode.client.interrupts import Interrupts
 
-            self._interrupts = Interrupts(self._call, self._control_path, self._nonce, self._timeout_s is not None)
+            self._interrupts = Interrupts(self._call, self._route, self._nonce, self._timeout_s is not None)
         self._interrupts.heed(number)
 
     @property

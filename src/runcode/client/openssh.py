@@ -72,7 +72,11 @@ def make_key(path: str, environ: Mapping[str, str]) -> str:
 
 def is_master_alive(session: Session, environ: Mapping[str, str]) -> bool:
     """Does a master answer on the session's control socket?"""
-    return _has_socket(session) and _control(session, "check", environ) == 0
+    if not _has_socket(session):
+        return False
+    from runcode.client import mux
+
+    return mux.find_master_pid(session.control_path) is not None
 
 
 def _has_socket(session: Session) -> bool:
@@ -215,6 +219,18 @@ def run(
         argv += ["-tt" if tty else "-T", session.alias, os.fsencode(remote_command)]
         status = attend(processes.spawn(argv, environ, stdin=stdin, stdout=stdout, stderr=stderr))
         return (STARTED if status != 255 else classify(log.read())), status
+
+
+def run_apart(
+    config_path: str, alias: str, remote_command: bytes, environ: Mapping[str, str], timeout_s: float
+) -> int | None:
+    """Run something short over a connection of its own; its exit status, None when it took too long.
+
+    For what a full master has no room for. Only for what may be done twice.
+    """
+    argv: list[str | bytes] = [processes.find_program("ssh", environ), "-F", config_path, "-T"]
+    argv += ["-o", "ControlPath=none", alias, remote_command]
+    return processes.wait_or_kill(processes.spawn(argv, environ), timeout_s)
 
 
 def classify(log: str) -> str:

@@ -131,7 +131,8 @@ class Remote:
             outcome = mux.NO_MASTER
             if master is not None:
                 call = mux.Call(master, lambda path=control_path: mux.find_master_pid(path) is not None)  # type: ignore[misc]
-                with mux.Guard(call, control_path, nonce, left_s) as guard:
+                route = mux.Route(control_path, self.session.config_path, self.session.alias)
+                with mux.Guard(call, route, nonce, left_s) as guard:
                     outcome, own_status = call.run(os.fsencode(command))
                 if outcome == mux.STARTED:
                     self.timed_out = guard.timed_out
