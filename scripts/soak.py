@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import json
 import os
 import random
 import re
@@ -44,7 +45,7 @@ CYCLED = "cycled"
 CALL_TIMEOUT_S = 120.0
 # Short, so that what is to be forgotten is forgotten within the run.
 TTL_S = "100"
-SERVER_OPTIONS = ("--keep-ended-sessions-s", "20", "--keep-events", "3000")
+SERVER_OPTIONS = ("--keep-ended-sessions-s", "20", "--keep-events", "500")
 
 
 def say(text: str) -> None:
@@ -65,6 +66,7 @@ class Soak:
         self.ids: dict[str, int] = {}
         # Boxes whose keeper was just killed: calls to them may fail for a while.
         self.excused_until: dict[str, float] = {}
+        self._cgroups: set[str] = set()
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self._began = 0.0
@@ -121,6 +123,7 @@ class Soak:
         deadline = time.monotonic() + 20
         while (left := self.footprint.find_members(kill_proc.look())) and time.monotonic() < deadline:
             time.sleep(0.2)
+        self.faults += [f"the cgroup {path} was left" for path in sorted(self._find_cgroups())]
         if left:
             self.faults.append(f"{len(left)} processes were left and had to be killed")
             for pid in left:
@@ -228,11 +231,13 @@ class Soak:
                 f"127.0.0.1:{port}:127.0.0.1:{remote}",
                 alias,
             ]
+            began = time.monotonic()
             with _running(words) as tunnel:
                 if _echo(port, tunnel) == b"ping":
                     self._note("forward")
                 elif self.excused_until.get(title, 0.0) < time.monotonic() - 60:
-                    self._fault("a forward did not answer")
+                    ended = tunnel.poll()
+                    self._fault(f"a forward did not answer for {time.monotonic() - began:.0f} s (ssh: {ended})")
 
     def _attach(self, rng: random.Random) -> None:
         laptop, title = rng.choice(self.laptops[:2]), rng.choice(STEADY)
@@ -337,9 +342,16 @@ class Soak:
             "homes": homes / MIB,
             "client cache files": sum(1 for laptop in self.laptops for _ in (laptop.home / ".cache").rglob("*")),
             "control folder files": _count(self.runtime / "rc"),
-            "machine mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
-            "machine cgroups": sum(1 for _ in Path("/sys/fs/cgroup").rglob("cgroup.procs")),
+            "mounts": len(kill_proc.find_mounts(self.folder)),
+            "cgroups": len(self._find_cgroups()),
         }
+
+    def _find_cgroups(self) -> set[str]:
+        """Every one that a box of this run ever had and that is still there."""
+        for plan in self._layout.workspaces.glob("*/plan.json"):
+            with contextlib.suppress(OSError, ValueError):
+                self._cgroups.update(json.loads(plan.read_text()).get("cgroups", {}).values())
+        return {path for path in self._cgroups if os.path.isdir(path)}
 
     @property
     def _layout(self) -> Layout:

@@ -44,8 +44,8 @@ METRICS = (
     Metric("homes", "MiB", 0.1, 4.0),
     Metric("client cache files", "", 0.15, 12),
     Metric("control folder files", "", 0.3, 8),
-    Metric("machine mounts", "", 0.05, 3),
-    Metric("machine cgroups", "", 0.1, 10),
+    Metric("mounts", "", 0.0, 0),
+    Metric("cgroups", "", 0.0, 6),
 )
 
 
