@@ -9,7 +9,8 @@ from runcode.core.errors import RunCodeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from collections.abc import Callable
+    from typing import Any, NoReturn
 
 _VALUE_OPTIONS = ("--api-base", "--token-file", "--token", "--workspace", "--timeout")
 
@@ -17,9 +18,33 @@ _VALUE_OPTIONS = ("--api-base", "--token-file", "--token", "--workspace", "--tim
 class Parser(argparse.ArgumentParser):
     """Raises `usage` where argparse would write and exit; `--help` still prints and exits 0."""
 
+    _asked_for_itself = False
+
+    def parse_known_args(self, *args: Any, **options: Any) -> Any:
+        if Parser._asked_for_itself:
+            raise _Found(self)
+        return super().parse_known_args(*args, **options)
+
     def error(self, message: str) -> NoReturn:
         # argparse quotes an unexpected word; a token may have been pasted in the wrong place.
         raise RunCodeError("usage", message, resolution=f"see `{self.prog} --help`")
+
+
+class _Found(Exception):
+    def __init__(self, parser: Parser) -> None:
+        self.parser = parser
+
+
+def describe_parser(parse: Callable[[list[str]], object]) -> list[argparse.Action]:
+    """The arguments of a command, from the parser that its own `parse` makes."""
+    Parser._asked_for_itself = True
+    try:
+        parse([])
+    except _Found as found:
+        return found.parser._actions
+    finally:
+        Parser._asked_for_itself = False
+    raise AssertionError("the command has no parser")
 
 
 def bare_parser(command: str, description: str) -> Parser:

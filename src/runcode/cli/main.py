@@ -21,15 +21,18 @@ if TYPE_CHECKING:
 
 # Command → (module, exit status of our own failures or None for the code's, one line for `help`).
 COMMANDS: dict[str, tuple[str, int | None, str]] = {
-    "login": ("login", None, "sign in: `login --paste` reads an API token"),
+    "login": ("login", None, "sign in with your browser; `login --paste` reads an API token"),
     "logout": ("logout", None, "forget the saved token"),
     "list": ("list", None, "your workspaces, and the next command to type for each"),
     "connect": ("connect", None, "attach a workspace here: mint or reuse a session"),
     "exec": ("exec", 255, "run a command on the attached workspace"),
     "run": ("run", 255, "run a command on a named workspace, without attaching"),
     "shell": ("shell", 255, "an interactive shell on a named workspace"),
-    "get": ("get", None, "download a file"),
-    "put": ("put", None, "upload a file"),
+    "get": ("get", None, "download a file or a folder"),
+    "put": ("put", None, "upload a file or a folder"),
+    "write": ("write", None, "stdin to a file on the workspace"),
+    "context": ("context", None, "what is on the workspace: system, git, tools, in one round trip"),
+    "forward": ("forward", None, "a local port to a port on the workspace"),
     "current": ("current", None, "the workspace that is attached here"),
     "status": ("status", None, "every cached session with its expiry"),
     "statusline": ("statusline", None, "one line for a client's status line"),
@@ -37,6 +40,10 @@ COMMANDS: dict[str, tuple[str, int | None, str]] = {
     "disconnect": ("disconnect", None, "detach here and drop the session; the workspace goes on running"),
     "clean": ("clean", None, "close connections and wipe cached keys"),
     "config-ssh": ("config_ssh", None, "hosts for ssh, git, scp and editors in ~/.ssh/config"),
+    "install-statusline": ("install_statusline", None, "the attached workspace in Claude Code's status line"),
+    "install-path": ("install_path", None, "a link to runcode in ~/.local/bin"),
+    "doctor": ("doctor", None, "what may be wrong here, and what to type"),
+    "completion": ("completion", None, "a completion script for bash, zsh, fish or powershell"),
     # Without a line of help: ssh calls it, not people.
     "proxy": ("proxy", 255, ""),
 }

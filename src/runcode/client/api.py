@@ -47,8 +47,12 @@ class Api:
         timeout_s: float = CALL_TIMEOUT_S,
         certificates: bool = True,
     ) -> None:
-        """Without a token only `redeem_code` makes sense. `certificates`: may a mint answer with one?"""
+        """Without a token only `redeem_code` makes sense. `certificates`: may a mint answer with one?
+
+        `server_date` is the last reply's Date header, as it came.
+        """
         self.base = base
+        self.server_date: str | None = None
         self._certificates = certificates
         self._token = token
         self._environ = environ if environ is not None else {}
@@ -143,6 +147,7 @@ class Api:
         try:
             connection.request(method, target, body=body, headers=headers)
             reply = connection.getresponse()
+            self.server_date = reply.getheader("Date")
             return reply.status, reply.getheader("Location"), _read_bounded(reply)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise RunCodeError("network", f"no answer from {self.base}: {_reason(error)}") from error
