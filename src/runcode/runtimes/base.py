@@ -22,7 +22,7 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -117,4 +117,13 @@ class Runtime(Protocol):
 
     async def close(self) -> None:
         """Release what this process holds (tasks, descriptors). Boxes go on running."""
+        ...
+
+
+@runtime_checkable
+class OutboundNetworkSwitch(Protocol):
+    """A runtime whose boxes' way to the internet the operator may close."""
+
+    def allow_outbound_network(self, allowed: bool) -> None:
+        """For boxes that start from now on; called before the first start. One that runs keeps what it has."""
         ...

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from runcode import __version__
 from runcode.core.errors import RunCodeError
-from runcode.core.terminal import printable
+from runcode.core.terminal import printable, printable_lines
 
 _log = logging.getLogger(__name__)
 _DATA_DIR_VARIABLE = "RUNCODE_DATA_DIR"
@@ -89,6 +89,7 @@ def _run_up(options: argparse.Namespace) -> int:
             ready_file=None if options.ready_file is None else Path(options.ready_file).absolute(),
             admin_email=options.admin_email,
             keep_workspaces=options.keep_workspaces,
+            box_network=options.box_network == "on",
             min_free_bytes=options.min_free_bytes,
             keep_events=options.keep_events,
             keep_ended_sessions_s=options.keep_ended_sessions_s,
@@ -120,6 +121,16 @@ def _run_verb(options: argparse.Namespace) -> int:
     return 0
 
 
+def _run_doctor(options: argparse.Namespace) -> int:
+    from runcode.server import doctor
+
+    named = options.data_dir or os.environ.get(_DATA_DIR_VARIABLE)
+    checks = doctor.run_checks(Path(named) if named else None)
+    report = doctor.render_json(checks)
+    print(json.dumps(report, indent=1) if options.json else printable_lines(doctor.render_text(checks)))
+    return 0 if report["ok"] else 1
+
+
 def _data_dir(options: argparse.Namespace) -> Path:
     named = options.data_dir or os.environ.get(_DATA_DIR_VARIABLE)
     if not named:
@@ -145,6 +156,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"runcode-server {__version__}")
     nouns = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_up(nouns)
+    doctor = nouns.add_parser("doctor", help="what this machine can give to a server and its boxes")
+    _add_data_dir(doctor)
+    doctor.add_argument("--json", action="store_true", help="answer with JSON")
+    doctor.set_defaults(run=_run_doctor)
 
     user = _add_noun(nouns, "user", "people who may sign in")
     create = _add_verb(user, "create", "create_user", "make a user; prints a password once")
@@ -214,6 +229,12 @@ def _add_up(nouns: argparse._SubParsersAction[_Parser]) -> None:
     up.add_argument("--ready-file", metavar="FILE", help="written (0600) once everything really answers")
     up.add_argument("--admin-email", default="admin@localhost", metavar="EMAIL", help="at the first start only")
     up.add_argument("--keep-workspaces", action="store_true", help="leave the boxes running when this server stops")
+    up.add_argument(
+        "--box-network",
+        choices=("on", "off"),
+        default="on",
+        help="may boxes that start from now on reach the internet (default: %(default)s)",
+    )
     up.add_argument(
         "--keep-events", type=_positive, metavar="N", help="how many events `activity` can look back on (100000)"
     )

@@ -32,7 +32,7 @@ from runcode.core.errors import RunCodeError
 from runcode.core.values import Value
 from runcode.gateway.recorder import SERVER_ENDED
 from runcode.gateway.server import EMBEDDED, GatewayServer
-from runcode.runtimes.base import Runtime
+from runcode.runtimes.base import OutboundNetworkSwitch, Runtime
 from runcode.runtimes.unix_sockets import open_unix_socket
 from runcode.server.data_folder import DataFolder, translated_os_errors, write_private_file
 from runcode.server.directory import InProcessDirectory, InProcessEventSink
@@ -59,6 +59,7 @@ class UpOptions(Value):
     ready_file: Path | None = None
     admin_email: str = "admin@localhost"
     keep_workspaces: bool = False
+    box_network: bool = True
     min_free_bytes: int | None = None
     keep_events: int | None = None
     keep_ended_sessions_s: int | None = None
@@ -110,6 +111,8 @@ async def _run(
     runtimes = load_runtimes(folder.runtimes)
     for runtime in runtimes.values():
         stack.push_async_callback(runtime.close)
+        if isinstance(runtime, OutboundNetworkSwitch):
+            runtime.allow_outbound_network(options.box_network)
     await _report_obstacles(runtimes)
 
     reconciler = Reconciler(

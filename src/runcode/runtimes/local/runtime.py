@@ -74,14 +74,14 @@ class LocalRuntime:
 
     def find_shortcomings(self) -> list[str]:
         """What boxes lack here, each with its reason and the fix. Blocks like `find_obstacle`."""
-        found = self._require_machine()
+        found = self.require_machine()
         network = [found.network_obstacle] if found.network_obstacle is not None else []
         return network + [f"boxes have no {name} limit: {why}" for name, why in found.cgroups.missing.items()]
 
     def find_obstacle(self) -> str | None:
         """Blocks for some 50 ms the first time: it starts a tiny box. What works is not asked again."""
         try:
-            self._require_machine()
+            self.require_machine()
         except RunCodeError as error:
             return error.message
         return None
@@ -102,7 +102,7 @@ class LocalRuntime:
         box_files.check_spec(spec)
         folder = self._layout.workspace(spec.workspace_id)
         stops = self._stops[spec.workspace_id]
-        found = await self._blocking(self._require_machine)
+        found = await self._blocking(self.require_machine)
         for attempt in range(_ATTEMPTS):
             async with self._locked(spec.workspace_id):
                 await self._blocking(self._prepare, found, folder, spec)
@@ -145,7 +145,8 @@ class LocalRuntime:
 
     # Steps. Each runs in a thread, under the workspace's lock where it changes something.
 
-    def _require_machine(self) -> machine.Machine:
+    def require_machine(self) -> machine.Machine:
+        """What boxes of this machine have, as the probe found it. Raises `unavailable`. Blocks like `find_obstacle`."""
         if self._machine is not None:
             return self._machine
         now = time.monotonic()
