@@ -15,7 +15,7 @@ from support.kill_load import COUNTER, SENTINEL, Books, check_storage, find_code
 from support.kills import Campaign
 
 SEED = 7
-VICTIMS = ("server", "keeper", "bwrap", "box init", "sshd", "cli exec", "cli connect", "cli put", "server+keeper")
+VICTIMS = ("server", "keeper", "bwrap", "box init", "sshd", "cli exec", "cli put", "server+keeper")
 TITLE = "north-box"
 
 
