@@ -512,6 +512,40 @@ def test_the_pace_forgets_no_guesser_who_goes_on_and_keeps_a_bounded_memory() ->
     assert all(wait > 0 for wait in waits[allowed:])
 
 
+async def test_ones_own_account_wins_no_tries_at_anothers(
+    plane: ControlPlane, server: HttpServer, monotonic: Monotonic
+) -> None:
+    """Eve signs in to her own account between guesses at Ann's, by a browser that is known there or not."""
+    for number in range(2):
+        eve = Browser(server.port, source=f"127.0.6.{number + 1}")
+        known = {}
+        if number:
+            await in_thread(eve.sign_in, EVE, EVES_PASSWORD, port=PORT, state="s")
+            known = {"runcode_device": eve.cookies["runcode_device"]}
+        guesses = 0
+        for _ in range(40):
+            eve.cookies = {}
+            page = await in_thread(eve.open_login, port=PORT, state="s")
+            tried = await in_thread(eve.submit, page, email=ANN, password="a wrong password")
+            guesses += tried.status == 401
+            eve.cookies = dict(known)
+            page = await in_thread(eve.open_login, port=PORT, state="s")
+            await in_thread(eve.submit, page, email=EVE, password=EVES_PASSWORD)
+        assert guesses <= sign_in_pace.FROM_ONE_ADDRESS.burst
+
+
+async def test_one_person_neither_fills_the_memory_nor_pushes_others_out(
+    plane: ControlPlane, server: HttpServer
+) -> None:
+    ann, eve = Browser(server.port), Browser(server.port, source="127.0.7.1")
+    page = await consent_page(ann)
+    for number in range(browser_logins._KEPT_PER_PERSON + 5):
+        eve.cookies.pop("runcode_visit", None)
+        await in_thread(eve.sign_in, EVE, EVES_PASSWORD, port=PORT, state=f"s-{number}")
+    assert len(plane.browser_logins._visits) == 1 + browser_logins._KEPT_PER_PERSON
+    assert (await in_thread(ann.submit, page, answer="authorize")).status == 303
+
+
 async def test_many_passwords_at_once_take_two_checks_and_a_bounded_queue(
     plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:

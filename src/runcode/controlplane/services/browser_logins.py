@@ -46,7 +46,7 @@ from runcode.core.errors import RunCodeError
 
 SIGNED_IN_S: Final = 600.0
 CODE_S: Final = 60.0
-_KEPT_MAX: Final = 1000
+_KEPT_PER_PERSON: Final = 10
 # argon2 takes 64 MB and a core each: strangers must not have many at once.
 _CHECKS_AT_ONCE: Final = 2
 _CHECKS_WAITING_MAX: Final = 16
@@ -132,7 +132,8 @@ class BrowserLogins:
     async def sign_in(self, request: LoginRequest, *, email: str, password: str, source: str, device: str) -> SignedIn:
         """Check a password. Raises `rate_limited`, or `unauthorized` that never says why."""
         account = email.strip().lower()[: inputs.EMAIL_MAX]
-        wait_s = self._pace.take(account=account, source=source, known_browser=self._find_device(device, account))
+        known_browser = self._find_device(device, account)
+        wait_s = self._pace.take(account=account, source=source, known_browser=known_browser)
         if wait_s > 0:
             raise RunCodeError(
                 "rate_limited",
@@ -144,10 +145,10 @@ class BrowserLogins:
             newest = await session.scalar(select(func.max(ChangeRow.id))) or 0
             password_hash = await session.scalar(select(UserRow.password_hash).where(UserRow.email == account))
         user = await self._check_in_turn(account, password)
-        self._pace.succeeded(account=account, source=source)
+        self._pace.give_back(account=account, source=source, known_browser=known_browser)
         person = _Person(user_id=user.id, email=user.email, password_hash=password_hash, newest_change=newest)
         visit = secrets.token_urlsafe(32)
-        self._forget_old()
+        self._make_room(self._visits, user.id)
         self._visits[_digest(visit)] = _Visit(person, request, self._monotonic() + SIGNED_IN_S)
         return SignedIn(visit=visit, device=self._make_device(account))
 
@@ -164,7 +165,7 @@ class BrowserLogins:
             if await _find_user(session, person) is None:
                 raise _signed_out()
         code = "rcc_" + secrets.token_urlsafe(32)
-        self._forget_old()
+        self._make_room(self._codes, person.user_id)
         self._codes[_digest(code)] = _Code(person, request, self._monotonic() + CODE_S)
         return request.answer_url([("code", code), ("email", person.email)])
 
@@ -239,9 +240,13 @@ class BrowserLogins:
         for kept in (self._visits, self._codes):
             for name in [name for name, entry in kept.items() if entry.ends_at <= now]:
                 del kept[name]
-            # Only people who know a password add here; still, one of them must not fill the memory.
-            while len(kept) >= _KEPT_MAX:
-                del kept[next(iter(kept))]
+
+    def _make_room(self, kept: dict[str, _Visit] | dict[str, _Code], user_id: int) -> None:
+        """Only people who know a password add here; one of them must neither fill the memory nor push others out."""
+        self._forget_old()
+        own = [name for name, entry in kept.items() if entry.person.user_id == user_id]
+        for name in own[: max(0, len(own) + 1 - _KEPT_PER_PERSON)]:
+            del kept[name]
 
     def _make_device(self, account: str) -> str:
         nonce = secrets.token_urlsafe(16)

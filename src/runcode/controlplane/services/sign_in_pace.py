@@ -44,10 +44,7 @@ class SignInPace:
 
     def take(self, *, account: str, source: str, known_browser: str | None) -> float:
         """Take one try: 0, or the seconds to wait, and then none is taken."""
-        if known_browser is not None:
-            wanted = [(("browser", known_browser), FROM_A_KNOWN_BROWSER)]
-        else:
-            wanted = [(("address", _network(source)), FROM_ONE_ADDRESS), (("account", account), FOR_ONE_ACCOUNT)]
+        wanted = _counts(account, source, known_browser)
         now = self._monotonic()
         wait_s = max(self._wait_s(name, allowance, now) for name, allowance in wanted)
         if wait_s > 0:
@@ -57,12 +54,12 @@ class SignInPace:
         self._forget(now)
         return 0.0
 
-    def succeeded(self, *, account: str, source: str) -> None:
-        """The right password: its try is no guess, so it is given back."""
-        for name, allowance in (
-            (("address", _network(source)), FROM_ONE_ADDRESS),
-            (("account", account), FOR_ONE_ACCOUNT),
-        ):
+    def give_back(self, *, account: str, source: str, known_browser: str | None) -> None:
+        """The password was right, so that try was no guess. Just what `take` took with these words, and no more:
+
+        else whoever has one account could win tries at another by signing in to their own.
+        """
+        for name, allowance in _counts(account, source, known_browser):
             if name in self._whole_at:
                 self._whole_at[name] -= allowance.every_s
 
@@ -80,6 +77,13 @@ class SignInPace:
         # Down to nine tenths, so that a flood does not look at all of them at each try.
         while len(self._whole_at) > _KEPT_MAX * 9 // 10:
             del self._whole_at[next(iter(self._whole_at))]
+
+
+def _counts(account: str, source: str, known_browser: str | None) -> list[tuple[tuple[str, str], Allowance]]:
+    """Which counts one try goes to."""
+    if known_browser is not None:
+        return [(("browser", known_browser), FROM_A_KNOWN_BROWSER)]
+    return [(("address", _network(source)), FROM_ONE_ADDRESS), (("account", account), FOR_ONE_ACCOUNT)]
 
 
 def _network(source: str) -> str:
