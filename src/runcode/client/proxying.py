@@ -131,7 +131,10 @@ def dial(session: Session) -> socket.socket:
 
 def run(settings: Settings, workspace_id: int, make_api: Callable[[], Api]) -> int:
     """Be the ProxyCommand for this workspace; returns the exit status."""
-    session, reused = prepare(settings, workspace_id, make_api)
+    try:
+        session, reused = prepare(settings, workspace_id, make_api)
+    except RunCodeError as error:
+        raise _with_next_step(error, workspace_id) from error
     relay = Relay(dial(session), ClientSide(session.user))
     status = relay.run()
     if reused and relay.client_side.was_refused:
@@ -144,12 +147,22 @@ def _explain_refusal(settings: Settings, session: Session, make_api: Callable[[]
 
     ssh has told "Permission denied" by now, and may be gone.
     """
-    sessions.load_session(settings, session.workspace_id, make_api, unless=session.generation)
+    try:
+        sessions.load_session(settings, session.workspace_id, make_api, unless=session.generation)
+    except RunCodeError as error:
+        raise _with_next_step(error, session.workspace_id) from error
     raise RunCodeError(
         "unauthorized",
         f"the gateway refused the key of {session.user}'s session, so there is a new one now",
         resolution="run the same command again",
     )
+
+
+def _with_next_step(error: RunCodeError, workspace_id: int) -> RunCodeError:
+    """The same failure; one that a start would heal names the very command."""
+    if error.code != "conflict":
+        return error
+    return RunCodeError("conflict", error.message, resolution=f"type `runcode connect {workspace_id} --start`")
 
 
 class Relay:
