@@ -233,6 +233,20 @@ def run_apart(
     return processes.wait_or_kill(processes.spawn(argv, environ), timeout_s)
 
 
+def change_forward(session: Session, control_path: str, verb: str, spec: str, environ: Mapping[str, str]) -> bool:
+    """`forward` or `cancel` a local forward (`-L` text) at the master on this socket. Says whether it did."""
+    argv: list[str | bytes] = [processes.find_program("ssh", environ), "-F", session.config_path]
+    argv += ["-o", f"ControlPath={quote_path(control_path)}", "-O", verb, "-L", spec, session.alias]
+    return processes.wait_or_kill(processes.spawn(argv, environ), CONTROL_TIMEOUT_S) == 0
+
+
+def hold_master(session: Session, remote_command: str, stdin: int, environ: Mapping[str, str]) -> int:
+    """Start a call over the live master that outlives us, and return its process id."""
+    argv: list[str | bytes] = [processes.find_program("ssh", environ), "-F", session.config_path]
+    argv += ["-o", "ControlMaster=no", "-o", "ProxyCommand=false", "-T", session.alias, remote_command]
+    return processes.spawn(argv, environ, stdin=stdin, in_own_session=True)
+
+
 def classify(log: str) -> str:
     """What ssh's own log of a failed call proves: NO_MASTER or REFUSED, else STARTED."""
     for pattern, meaning in _NOT_STARTED:

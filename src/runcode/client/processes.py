@@ -59,8 +59,12 @@ def spawn(
     stdin: int | None = None,
     stdout: int | None = None,
     stderr: int | None = None,
+    in_own_session: bool = False,
 ) -> int:
-    """Start a program and return its process id. A descriptor that is None is /dev/null."""
+    """Start a program and return its process id. A descriptor that is None is /dev/null.
+
+    `in_own_session`: a signal to our terminal's or process group's programs does not reach it.
+    """
     actions: list[tuple[int, int, int] | tuple[int, int, str, int, int]] = []
     for number, descriptor in enumerate((stdin, stdout, stderr)):
         if descriptor is None:
@@ -71,7 +75,13 @@ def spawn(
     environment = {name: value for name, value in environ.items() if name not in _SECRETS}
     try:
         return os.posix_spawn(
-            argv[0], argv, environment, file_actions=actions, setsigmask=(), setsigdef=(signal.SIGPIPE,)
+            argv[0],
+            argv,
+            environment,
+            file_actions=actions,
+            setsigmask=(),
+            setsigdef=(signal.SIGPIPE,),
+            setsid=in_own_session,
         )
     except OSError as error:
         program = os.fsdecode(argv[0])

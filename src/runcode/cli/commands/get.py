@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import argparse
 
     from runcode.cli.context import Context
+    from runcode.client.remote import Remote
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -33,10 +34,12 @@ def run(options: argparse.Namespace, context: Context) -> int:
         raise RunCodeError(
             "usage", "`--json` and `--resume` need a file to download to", resolution="name it with `--out F`"
         )
+    if options.recursive and options.resume:
+        raise RunCodeError("usage", "`--resume` is for single files", resolution="leave it away: `-r` starts anew")
     remote = context.remote(context.settings(options), None)
     with ended_by_signals():
         if options.recursive:
-            return _get_folder(options, context)
+            return _get_folder(remote, options, context)
         from runcode.client.transfers import files
 
         if options.out is None:
@@ -47,16 +50,22 @@ def run(options: argparse.Namespace, context: Context) -> int:
                 remote, options.path, options.out, resume=options.resume, progress=progress
             )
     if options.json:
-        context.output.json({"path": written, "bytes": receipt.size, receipt.algorithm: receipt.digest})
+        context.output.json(
+            {
+                "path": written,
+                "bytes": receipt.size,
+                receipt.algorithm: receipt.digest,
+                "continued_at": receipt.continued_at,
+            }
+        )
     else:
         context.output.notice(f"wrote {written}")
     return 0
 
 
-def _get_folder(options: argparse.Namespace, context: Context) -> int:
+def _get_folder(remote: Remote, options: argparse.Namespace, context: Context) -> int:
     from runcode.client.transfers import tree_download
 
-    remote = context.remote(context.settings(options), None)
     with progress_bar(context.output, options.path) as progress:
         written, receipt = tree_download.download_tree(
             remote,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from runcode.cli.arguments import new_parser
 from runcode.cli.endings import ended_by_signals
 from runcode.cli.progress import progress_bar
+from runcode.core.errors import RunCodeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,6 +29,8 @@ def parse(words: list[str]) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, context: Context) -> int:
+    if options.recursive and options.resume:
+        raise RunCodeError("usage", "`--resume` is for single files", resolution="leave it away: `-r` starts anew")
     from runcode.client.transfers import local_files
 
     with ended_by_signals():
@@ -42,7 +45,14 @@ def run(options: argparse.Namespace, context: Context) -> int:
                     remote, source, options.path, name=source.name, resume=options.resume, progress=progress
                 )
     if options.json:
-        context.output.json({"path": options.path, "bytes": receipt.size, receipt.algorithm: receipt.digest})
+        context.output.json(
+            {
+                "path": options.path,
+                "bytes": receipt.size,
+                receipt.algorithm: receipt.digest,
+                "continued_at": receipt.continued_at,
+            }
+        )
     return 0
 
 
