@@ -178,9 +178,8 @@ class Campaign:
                 self.service.start()
                 possible_at = time.monotonic()
                 outcome.server_up_s = possible_at - began
-            time.sleep(rng.uniform(0.0, 0.5))
-            restless.stop()
-            self._wait_until_true(outcome, possible_at)
+            restless.end_after(rng.uniform(0.0, 0.5))
+            self._wait_until_true(outcome, possible_at, restless)
         finally:
             restless.stop()
             load.stop()
@@ -257,7 +256,7 @@ class Campaign:
 
     # ------------------------------------------------------------ what must be true
 
-    def _wait_until_true(self, outcome: Outcome, possible_at: float) -> None:
+    def _wait_until_true(self, outcome: Outcome, possible_at: float, restless: Restless | None = None) -> None:
         """Every state is what /proc shows, every box runs for good; measures how long each took."""
         back_since = None
         looked = False
@@ -277,7 +276,8 @@ class Campaign:
                     # What was true at the first look was never seen untrue.
                     outcome.true_s = max(outcome.true_s, now - since if looked else 0.0)
             looked = True
-            back = not untrue_since and all(seen.values())
+            settled = restless is None or restless.ended
+            back = settled and not untrue_since and all(seen.values())
             back_since = (back_since or now) if back else None
             if back_since is not None and now - back_since >= _STABLE_S:
                 break
@@ -405,8 +405,15 @@ class Restless:
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
+    @property
+    def ended(self) -> bool:
+        return not self._thread.is_alive()
+
     def start(self) -> None:
         self._thread.start()
+
+    def end_after(self, pause_s: float) -> None:
+        threading.Timer(pause_s, self._ending.set).start()
 
     def stop(self) -> None:
         """Idempotent. A box that shall run is the last word, as soon as the server takes it."""
