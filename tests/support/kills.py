@@ -160,6 +160,8 @@ class Campaign:
         rng = random.Random(f"{self.seed}:{number}")
         drawn = rng.choices(list(VICTIMS), list(VICTIMS.values()))[0]
         outcome = Outcome(number, victim or drawn, rng.choice(TITLES))
+        if outcome.victim == "sshd" and outcome.workspace == RESTLESS:
+            outcome.workspace = TITLES[0]  # a box that is stopped all the time may never serve long enough
         if outcome.victim == "network helper" and not self._has_network():
             outcome.victim = "keeper"
         faults_before = len(self.books.faults)
