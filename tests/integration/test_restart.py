@@ -167,6 +167,7 @@ def test_what_was_asked_for_while_the_server_was_down_is_done_when_it_is_back(se
     service.options = ("--keep-workspaces",)
     service.stop()
     service.start()
+    until(lambda: states(service)["busy"] == "running", "what ran runs again, under a server that keeps it")
     service.stop()
     assert len(processes_of(service)) == 1, "kept"
     service.operator("workspace", "stop", "busy")
