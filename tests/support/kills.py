@@ -64,7 +64,7 @@ BOX_KINDS = {"keeper", "bwrap", "network helper", "box pid 1", "box init", "serv
 class Outcome:
     """What one round measured, in seconds since the kill, or since the server was up again.
 
-    `true_s`: the longest time that a state was told which /proc did not show. `back_s`: until every box ran
+    `true_s`: an upper bound of the longest time that a state was told which /proc did not show. `back_s`: until every box ran
     for good, back-off included. `quiet_s`: after the load had ended, until nothing was without an owner.
     """
 
@@ -261,7 +261,6 @@ class Campaign:
     def _wait_until_true(self, outcome: Outcome, possible_at: float, restless: Restless | None = None) -> None:
         """Every state is what /proc shows, every box runs for good; measures how long each took."""
         back_since = None
-        looked = False
         untrue_since = dict.fromkeys(TITLES, possible_at)
         deadline = time.monotonic() + BACK_S
         while True:
@@ -274,10 +273,7 @@ class Campaign:
                 if claims is None or claims[title] != seen[title]:
                     untrue_since.setdefault(title, now)
                 elif title in untrue_since:
-                    since = untrue_since.pop(title)
-                    # What was true at the first look was never seen untrue.
-                    outcome.true_s = max(outcome.true_s, now - since if looked else 0.0)
-            looked = True
+                    outcome.true_s = max(outcome.true_s, time.monotonic() - untrue_since.pop(title))
             settled = restless is None or restless.ended
             back = settled and not untrue_since and all(seen.values())
             back_since = (back_since or now) if back else None
