@@ -23,9 +23,9 @@ need bubblewrap command -v bwrap
 need slirp4netns command -v slirp4netns
 need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
 need git command -v git
-# Login shells that people have on boxes: the tests of `exec` run through each.
 # Tests put it through the hosts of `config-ssh`.
 need rsync command -v rsync
+# Login shells that people have on boxes: the tests of `exec` run through each.
 need zsh command -v zsh
 need fish command -v fish
 # A workspace of the local runtime has the host's /usr: python3 and its venv are for it as well.

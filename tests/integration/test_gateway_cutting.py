@@ -133,7 +133,7 @@ async def test_a_stopped_workspace_says_so(scene: Scene) -> None:
     scene.directory.set_running("royal-1", False)
     finished = await client.run("true")
     assert finished.status == 255
-    assert "workspace royal-1 is not running: start it, then connect again" in finished.error_text
+    assert "workspace royal-1 is not running: type `runcode connect royal-1 --start`" in finished.error_text
 
 
 async def test_a_workspace_that_does_not_answer_says_so(scene: Scene) -> None:

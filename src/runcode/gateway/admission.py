@@ -121,7 +121,8 @@ def _decide(offer: Offer, facts: AdmissionFacts, policy: AdmissionPolicy) -> Rou
     if session.withdrawn:
         return Refusal("the session was withdrawn")
     if not workspace.running or (workspace.socket_path is None and workspace.address is None):
-        return Route(session, workspace, f"workspace {workspace.title} is not running: start it, then connect again")
+        title = workspace.title
+        return Route(session, workspace, f"workspace {title} is not running: type `runcode connect {title} --start`")
     return Route(session, workspace)
 
 

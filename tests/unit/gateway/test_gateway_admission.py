@@ -62,7 +62,7 @@ def test_refused(facts: AdmissionFacts, feed_age_s: float, running: bool) -> Non
 def test_a_stopped_workspace_is_an_obstacle_not_a_refusal() -> None:
     decision = decide(replace(FACTS, workspace=replace(WORKSPACE, running=False)))
     assert isinstance(decision, Route)
-    assert decision.obstacle == "workspace royal-1 is not running: start it, then connect again"
+    assert decision.obstacle == "workspace royal-1 is not running: type `runcode connect royal-1 --start`"
 
 
 def test_running_without_an_endpoint_is_not_running() -> None:
