@@ -51,12 +51,6 @@ def test_login_refuses_a_token_that_the_server_does_not_know(tmp_path: Path, pla
     assert not (person.home / ".config").exists()
 
 
-def test_login_without_paste_says_what_this_version_can(tmp_path: Path) -> None:
-    done = Person(tmp_path / "other").runcode("login", expect=2)
-    assert b"--paste" in done.stderr
-    assert b"https://runcode.io" in done.stderr
-
-
 def test_connect_tells_everything_in_json(person: Person, plane: ControlPlane) -> None:
     bundle = person.json("connect", TITLE)
     assert list(bundle) == [
@@ -375,3 +369,35 @@ def test_a_long_home_still_gets_a_short_control_path(tmp_path: Path, plane: Cont
         assert person.runcode("exec", "--", "echo short").stdout == b"short\n"
     finally:
         person.runcode("clean", "--all", expect=None)
+
+
+@pytest.mark.parametrize("ahead_s", [-7200, 7200, -25])
+def test_a_skewed_clock_is_noticed_and_costs_no_mints(person: Person, plane: ControlPlane, ahead_s: int) -> None:
+    """An expiry is told by the server's clock; read by one that is ahead it would be over at once."""
+    plane.clock_ahead_s = ahead_s
+    done = person.runcode("connect", "42")
+    assert b"clock is" in done.stderr
+    assert (b"ahead of" if ahead_s < 0 else b"behind") in done.stderr
+    for _ in range(2):
+        person.runcode("exec", "--", "true")
+    assert count_mints(plane) == 1
+    left_s = person.json("current")["expires_in_s"]
+    assert 1600 < left_s <= 1802
+    assert b"clock is" not in person.runcode("connect", "42").stderr
+
+
+def test_a_clock_that_agrees_is_not_spoken_of(person: Person, plane: ControlPlane) -> None:
+    plane.clock_ahead_s = 3
+    assert b"clock" not in person.runcode("connect", "42").stderr
+
+
+def test_a_session_that_was_revoked_is_minted_again_once(person: Person, plane: ControlPlane) -> None:
+    """Revocation cuts the connection and takes the key away; the next call heals by itself, and only once."""
+    person.runcode("connect", "42", "--wait")
+    assert plane.sshd is not None
+    plane.sshd.authorized_keys.write_text("")
+    for pid in plane.sshd.connections():
+        os.kill(pid, signal.SIGKILL)
+    assert person.runcode("exec", "--", "echo healed").stdout == b"healed\n"
+    assert person.runcode("exec", "--", "echo again").stdout == b"again\n"
+    assert count_mints(plane) == 2

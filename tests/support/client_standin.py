@@ -107,6 +107,7 @@ class ControlPlane:
         self.stop_reply: tuple[int, object] = (200, {"error": False})
         self.bundle_changes: dict[str, object] = {}
         self.ttl_s = 1800
+        self.clock_ahead_s = 0
         self.overrides: dict[str, tuple[int, dict[str, str], bytes]] = {}
         self.lock = threading.Lock()
         plane = self
@@ -117,6 +118,9 @@ class ControlPlane:
 
             def do_POST(self) -> None:
                 plane.answer(self, json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+            def date_time_string(self, timestamp: float | None = None) -> str:
+                return super().date_time_string((timestamp or time.time()) + plane.clock_ahead_s)
 
             def log_message(self, *_args: object) -> None:
                 pass
@@ -188,7 +192,7 @@ class ControlPlane:
             with self.sshd.authorized_keys.open("a") as file:
                 file.write(body["public_key"] + "\n")
         expires = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(
-            seconds=min(self.ttl_s, body["ttl"])
+            seconds=min(self.ttl_s, body["ttl"]) + self.clock_ahead_s
         )
         bundle: dict[str, object] = {
             "host": "127.0.0.1",

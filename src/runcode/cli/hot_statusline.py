@@ -12,7 +12,7 @@ this project is shown, and only while its session is valid.
 import posix
 import time
 
-from runcode.cli.hot_state import Unusual, find_agent, find_attached, find_session
+from runcode.cli.hot_state import find_agent, find_attached, find_session
 from runcode.cli.statusline_text import INPUT_MAX, parse_input, render
 
 TYPE_CHECKING = False
@@ -30,7 +30,8 @@ def run(argv: list[str]) -> int | None:
         if argv[2:] not in ([], ["--plain"]) or posix.environ.get(b"RUNCODE_WORKSPACE"):
             return None
         text = _find_line(plain=len(argv) == 3)
-    except (Unusual, OSError, KeyError, ValueError, LookupError):
+    except Exception:
+        # Mostly Unusual; a status line has nobody to tell of the rest.
         return None
     if text:
         try:

@@ -23,7 +23,8 @@ def parse_input(raw_input: bytes) -> tuple[str | None, str | None]:
         import json
 
         said = json.loads(text)
-    except (StopIteration, RecursionError) as error:
+    except (StopIteration, RecursionError, SystemError) as error:
+        # SystemError: CPython 3.11's scanner, where `json.decoder` with its exception is not loaded.
         raise ValueError from error
     places = said.get("workspace")
     session_id = said.get("session_id")

@@ -33,6 +33,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from runcode.client.settings import Settings
 
+_FILES_KEPT = 50
+_SESSION_KEPT_S = 30 * 24 * 3600
 _HEADER = "runcode-attachment 1"
 
 
@@ -69,6 +71,7 @@ def attach(settings: Settings, workspace_id: int, title: str) -> Attachment:
     ensure_private_folder(settings.cache_folder)
     folder = ensure_private_folder(_folder(settings))
     write_private_file(os.path.join(folder, attachment.file_name), _render(attachment))
+    _forget_ended_sessions(folder)
     return attachment
 
 
@@ -120,12 +123,31 @@ def detach(settings: Settings, attachment: Attachment) -> bool:
 
 
 def _find_only_one(settings: Settings) -> Attachment | None:
-    everyone = list_attachments(settings)
+    from runcode.client.sessions import find_session
+
+    # Live ones: what an agent left behind days ago is nobody's present work.
+    everyone = []
+    for one in list_attachments(settings):
+        session = find_session(settings, one.workspace_id)
+        if session is not None and session.remaining_s() > 0:
+            everyone.append(one)
     ids = sorted({one.workspace_id for one in everyone})
     if len(ids) > 1:
         listed = ", ".join(f"{one.workspace_id} ({one.title})" for one in everyone)
         raise RunCodeError("ambiguous", f"several workspaces are attached, none of them here: {listed}")
     return everyone[0] if everyone else None
+
+
+def _forget_ended_sessions(folder: str) -> None:
+    """Agent sessions end without telling us. Theirs go after a month, when there are many."""
+    names_there = os.listdir(folder)
+    if len(names_there) <= _FILES_KEPT:
+        return
+    for name in names_there:
+        path = os.path.join(folder, name)
+        found = _parse(read_private_file(path))
+        if found is not None and found.scope == "session" and found.attached_at < time.time() - _SESSION_KEPT_S:
+            remove_file(path)
 
 
 def _folder(settings: Settings) -> str:

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from runcode.core.bundle import ConnectionBundle
 
 RENEW_BEFORE_EXPIRY_S = 90
+# A Date header has whole seconds and is as old as the call.
+CLOCK_SKEW_MIN_S = 10
 _FOLDER_NAME = re.compile(r"ws-([1-9][0-9]{0,18})")
 _GENERATION = re.compile(r"[0-9a-f]{16}")
 
@@ -72,6 +74,8 @@ class Session(Value):
     generation: str
     control_path: str
     folder: str
+    # How far this machine's clock was ahead of the server's when it minted; 0 when they agreed or it did not say.
+    clock_skew_s: int = 0
 
     @property
     def alias(self) -> str:
@@ -216,6 +220,8 @@ def _mint(settings: Settings, workspace_id: int, api: Api, ttl_s: int) -> Sessio
     try:
         public_key = openssh.make_key(new_key, settings.environ)
         bundle = api.mint(workspace_id, public_key=public_key, ttl_s=ttl_s, client=settings.client)
+        now = int(time.time())
+        skew_s = find_clock_skew(api.server_date, now)
         session = Session(
             version=1,
             workspace_id=workspace_id,
@@ -225,17 +231,35 @@ def _mint(settings: Settings, workspace_id: int, api: Api, ttl_s: int) -> Sessio
             workdir=bundle.workdir,
             web_url=bundle.web_url,
             api_base=settings.api_base,
-            expires_at=int(bundle.expires_at.timestamp()),
-            minted_at=int(time.time()),
+            expires_at=int(bundle.expires_at.timestamp()) + skew_s,
+            minted_at=now,
             generation=generation,
             control_path=os.path.join(control_folder, _socket_name(settings, workspace_id, generation)),
             folder=folder,
+            clock_skew_s=skew_s,
         )
         _write_material(session, bundle, new_key, public_key)
         return session
     finally:
         remove_file(new_key)
         remove_file(new_key + ".pub")
+
+
+def find_clock_skew(server_date: str | None, now: int) -> int:
+    """Seconds that this machine's clock (`now`) is ahead of the server's `Date`; 0 within its coarseness.
+
+    An expiry is told by the server's clock. Read by one that is half an hour
+    ahead it would be over at once, and every call would mint again.
+    """
+    if server_date is None:
+        return 0
+    from email.utils import parsedate_to_datetime  # http.client has loaded it
+
+    try:
+        skew_s = now - int(parsedate_to_datetime(server_date).timestamp())
+    except (ValueError, TypeError, OverflowError):
+        return 0
+    return skew_s if abs(skew_s) >= CLOCK_SKEW_MIN_S else 0
 
 
 def _write_material(session: Session, bundle: ConnectionBundle, new_key: str, public_key: str) -> None:
@@ -285,9 +309,12 @@ def _parse(raw: bytes | None, folder: str) -> Session | None:
         return None
     if not isinstance(stored, dict) or stored.get("version") != 1:
         return None
+    skew_s = stored.get("clock_skew_s", 0)
     control_path, generation, web_url = (stored.get(name) for name in ("control_path", "generation", "web_url"))
     times = (stored.get("workspace_id"), stored.get("expires_at"), stored.get("minted_at"))
     if not all(type(value) is int and 0 < value < 2**63 for value in times):
+        return None
+    if type(skew_s) is not int or abs(skew_s) >= 2**63:
         return None
     if not isinstance(control_path, str) or not os.path.isabs(control_path):
         return None
@@ -310,6 +337,7 @@ def _parse(raw: bytes | None, folder: str) -> Session | None:
             generation=generation,
             control_path=control_path,
             folder=folder,
+            clock_skew_s=skew_s,
         )
     except UnsafeInput:
         return None

@@ -39,6 +39,12 @@ def run(options: argparse.Namespace, context: Context) -> int:
     session, reused, started, title = _obtain(options, settings, context, deadline)
     if options.wait:
         session, reused = _wait(settings, session, reused, context, deadline)
+    if not reused and session.clock_skew_s:
+        ahead = "ahead of" if session.clock_skew_s > 0 else "behind"
+        context.output.notice(
+            f"warning: this machine's clock is {abs(session.clock_skew_s)} s {ahead} the server's; set it right, "
+            "since certificates and logs depend on it"
+        )
     attachments.attach(settings, session.workspace_id, session.user)
     if options.json:
         context.output.json(_as_json(session, title, settings, reused=reused, started=started))

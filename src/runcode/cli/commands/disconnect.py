@@ -28,22 +28,25 @@ def run(options: argparse.Namespace, context: Context) -> int:
     dropped = not others and sessions.drop_session(settings, workspace_id, keep=options.keep)
     if options.json:
         context.output.json({"workspace_id": workspace_id, "detached": detached, "closed": dropped})
-        return 0
-    context.output.line(f"disconnected from {title} (id {workspace_id}); it goes on running")
+    else:
+        context.output.line(f"disconnected from {title} (id {workspace_id}); it goes on running")
+    here = attachments.find_attachment(settings, shared=False)
+    if here is not None:
+        # An agent session's own attachment hid its folder's.
+        context.output.notice(f"{here.title} (id {here.workspace_id}) is attached here now, by this {here.scope}")
     if others:
         context.output.notice(f"its connection stays: it is attached in {len(others)} other place(s)")
     return 0
 
 
 def _detach(settings: Settings) -> tuple[int, str, bool]:
-    attachment = attachments.find_attachment(settings) if settings.workspace is None else None
     if settings.workspace is None:
         attachment = attachments.load_attachment(settings)
         return attachment.workspace_id, attachment.title, attachments.detach(settings, attachment)
     workspace_id = workspaces.find_cached_id(settings, settings.workspace)
     if workspace_id is None:
         raise RunCodeError("not_attached", f"{settings.workspace!r} has no session here")
-    attachment = attachments.find_attachment(settings)
-    if attachment is not None and attachment.workspace_id == workspace_id:
-        return workspace_id, attachment.title, attachments.detach(settings, attachment)
+    found = attachments.find_attachment(settings, shared=False)
+    if found is not None and found.workspace_id == workspace_id:
+        return workspace_id, found.title, attachments.detach(settings, found)
     return workspace_id, settings.workspace, False

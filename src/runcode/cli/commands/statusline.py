@@ -12,7 +12,6 @@ from runcode.cli.arguments import bare_parser
 from runcode.cli.statusline_text import INPUT_MAX, parse_input, render
 from runcode.client import attachments, sessions, workspaces
 from runcode.client.settings import load_settings
-from runcode.core.errors import RunCodeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +30,8 @@ def parse(words: list[str]) -> argparse.Namespace:
 def run(options: argparse.Namespace, context: Context) -> int:
     try:
         text = _find_line(context, plain=options.plain)
-    except (RunCodeError, OSError, ValueError):
+    except Exception:
+        # Whatever it is, a client must not show it instead of the line; other commands will tell the person.
         return 0
     if text:
         context.output.raw(text)
