@@ -12,9 +12,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from runcode.client import openssh
+from runcode.core.errors import RunCodeError
 from support import kill_proc
 from support.client_standin import TITLE, ControlPlane, Person, service, signed_in
 
@@ -139,3 +142,12 @@ def test_the_log_of_a_call_that_lives_is_left_alone(person: Person, gate: Path) 
     (gate / "go").touch()
     assert living.wait(60) == 0
     assert not log.exists()
+
+
+def test_a_master_that_ends_at_once_is_a_network_failure(tmp_path: Path) -> None:
+    """Its box may die just when it is up; it takes its socket along, after it was looked for."""
+    session = SimpleNamespace(control_path=str(tmp_path / "socket"), host="127.0.0.1", port=22)
+    with pytest.raises(RunCodeError, match="ended at once") as caught:
+        openssh._take_place(session, str(tmp_path / "gone"), {})  # type: ignore[arg-type]
+    assert caught.value.code == "network"
+    assert not os.path.lexists(session.control_path)

@@ -64,8 +64,9 @@ BOX_KINDS = {"keeper", "bwrap", "network helper", "box pid 1", "box init", "serv
 class Outcome:
     """What one round measured, in seconds since the kill, or since the server was up again.
 
-    `true_s`: an upper bound of the longest time that a state was told which /proc did not show. `back_s`: until every box ran
-    for good, back-off included. `quiet_s`: after the load had ended, until nothing was without an owner.
+    `true_s`: an upper bound of the longest time that a state was told which /proc did not show.
+    `back_s`: until every box ran for good, back-off included.
+    `quiet_s`: after the load had ended, until nothing was without an owner.
     """
 
     number: int

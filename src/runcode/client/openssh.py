@@ -145,6 +145,9 @@ def _take_place(session: Session, attempt_path: str, environ: Mapping[str, str])
         os.link(attempt_path, session.control_path)
     except FileExistsError:
         close_master_at(session, attempt_path, environ)
+    except FileNotFoundError:
+        # It has ended since, and taken its socket along: the gateway, or the box behind it, went away.
+        raise RunCodeError("network", f"the connection to {session.host}:{session.port} ended at once") from None
     try:
         os.unlink(attempt_path)
     except FileNotFoundError:
