@@ -142,7 +142,7 @@ def check_limits(home: limits.CgroupHome) -> Iterator[Check]:
     shown = {
         "memory": f"{per_box.memory_bytes // limits.MIB} MiB a box",
         "pids": f"{per_box.processes} processes a box",
-        "cpu": f"{per_box.cpus:g} processors a box, at half the server's weight",
+        "cpu": f"{per_box.cpus:g} processors a box, which weighs as much as one process",
     }
     for name in limits.CONTROLLERS:
         if name in home.folders:

@@ -31,7 +31,8 @@ CONTROLLERS = ("memory", "pids", "cpu")
 # Where this server's own processes go when version 2 forbids to have them beside the boxes.
 SUPERVISOR = "runcode-server"
 _PERIOD_US = 100_000
-_WEIGHT_V1, _WEIGHT_V2 = 512, 50
+# The kernel's defaults. A whole box weighs as much as one busy process outside: with less, a crowded host starves it.
+_WEIGHT_V1, _WEIGHT_V2 = 1024, 100
 _REMOVE_S = 5.0
 
 
