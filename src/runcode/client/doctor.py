@@ -87,7 +87,7 @@ def _guard(name: str, check: Callable[[], tuple[str, str]]) -> Check:
 
 
 def _openssh(environ: Mapping[str, str]) -> tuple[str, str]:
-    find_program(platforms.current().program_names("ssh-keygen")[0], environ)
+    find_program("ssh-keygen", environ)
     version, words = openssh_probe.find_version(environ)
     if version is None:
         return WARN, f"{words}: not OpenSSH, which is the one that RunCode is tested with"

@@ -26,6 +26,7 @@ from runcode.core.terminal import printable
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import NoReturn
 
     from runcode.client.sessions import Session
 
@@ -130,13 +131,18 @@ def open_master(session: Session, environ: Mapping[str, str], *, timeout_s: floa
     if status == 0 and os.path.exists(attempt_path):
         _take_place(session, attempt_path, environ)
         return
-    if _DENIED.search(text):
-        raise AuthenticationRefused
-    if "Host key verification failed" in text:
-        raise UnsafeInput("the gateway's host key is not the one that the server named")
     if status is None:
         raise RunCodeError("network", f"no connection to {session.host}:{session.port} within {timeout_s:.0f} s")
-    raise RunCodeError("network", f"no connection to {session.host}:{session.port}: {_last_line(text)}")
+    raise_connect_failure(session, text)
+
+
+def raise_connect_failure(session: Session, log: str) -> NoReturn:
+    """What ssh's log of a failed connection means: AuthenticationRefused, `unsafe_bundle`, or `network`."""
+    if _DENIED.search(log):
+        raise AuthenticationRefused
+    if "Host key verification failed" in log:
+        raise UnsafeInput("the gateway's host key is not the one that the server named")
+    raise RunCodeError("network", f"no connection to {session.host}:{session.port}: {_last_line(log)}")
 
 
 def _take_place(session: Session, attempt_path: str, environ: Mapping[str, str]) -> None:
@@ -222,6 +228,25 @@ def run(
         argv += ["-tt" if tty else "-T", session.alias, os.fsencode(remote_command)]
         status = attend(processes.spawn(argv, environ, stdin=stdin, stdout=stdout, stderr=stderr))
         return (STARTED if status != 255 else classify(log.read())), status
+
+
+def run_unshared(
+    session: Session,
+    remote_command: str,
+    environ: Mapping[str, str],
+    attend: Callable[[int], int],
+    *,
+    stdin: int | None = None,
+    stdout: int | None = None,
+    stderr: int | None = None,
+    tty: bool = False,
+) -> tuple[int, str]:
+    """Run a command over a connection of its own, once; (its status, ssh's log of a 255). See `client.direct`."""
+    with _Log(session) as log:
+        argv: list[str | bytes] = [processes.find_program("ssh", environ), "-F", session.config_path, "-E", log.path]
+        argv += ["-o", "LogLevel=DEBUG1", "-tt" if tty else "-T", session.alias, os.fsencode(remote_command)]
+        status = attend(processes.spawn(argv, environ, stdin=stdin, stdout=stdout, stderr=stderr))
+        return status, log.read() if status == 255 else ""
 
 
 def run_apart(

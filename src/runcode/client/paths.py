@@ -12,8 +12,8 @@ and OpenSSH 9.2 appends 17 to the control path while it binds.
 from __future__ import annotations
 
 import os
-import sys
 
+from runcode.client import platforms
 from runcode.client.private_files import ensure_private_folder, is_private_folder
 
 TYPE_CHECKING = False
@@ -27,27 +27,24 @@ _SUN_PATH_MAX = 103
 
 def config_folder(environ: Mapping[str, str]) -> str:
     """The folder of the token. Not made here."""
-    return os.path.join(_base(environ, "XDG_CONFIG_HOME", "APPDATA", ".config"), "runcode")
+    platform = platforms.current()
+    return platform.join(platform.config_base(environ), "runcode")
 
 
 def cache_folder(environ: Mapping[str, str]) -> str:
     """The folder of sessions and attachments. Not made here."""
-    return os.path.join(_base(environ, "XDG_CACHE_HOME", "LOCALAPPDATA", ".cache"), "runcode")
-
-
-def _base(environ: Mapping[str, str], xdg: str, windows: str, dotted: str) -> str:
-    # The XDG specification: a relative path there is invalid and ignored.
-    explicit = environ.get(xdg, "")
-    if os.path.isabs(explicit):
-        return explicit
-    if sys.platform == "win32" and os.path.isabs(environ.get(windows, "")):
-        return environ[windows]
-    home = environ.get("HOME", "")
-    return os.path.join(home if os.path.isabs(home) else os.path.expanduser("~"), dotted)
+    platform = platforms.current()
+    return platform.join(platform.cache_base(environ), "runcode")
 
 
 def ensure_control_folder(environ: Mapping[str, str]) -> str:
-    """A short private folder for control sockets: in $XDG_RUNTIME_DIR when that is ours, else /tmp/rc-<uid>."""
+    """A short private folder for control sockets: in $XDG_RUNTIME_DIR when that is ours, else /tmp/rc-<uid>.
+
+    Where connections are not shared there are no sockets: then it is in the cache, and holds ssh's logs only.
+    """
+    if not platforms.current().can_multiplex:
+        ensure_private_folder(cache_folder(environ))
+        return ensure_private_folder(os.path.join(cache_folder(environ), "run"))
     runtime = environ.get("XDG_RUNTIME_DIR", "")
     folder = os.path.join(runtime, "rc")
     short = len(os.fsencode(folder)) + _SOCKET_NAME_MAX <= _SUN_PATH_MAX

@@ -38,18 +38,20 @@ _UNQUOTABLE_ON_WINDOWS = re.compile(r"[\x00-\x1f\x7f\"%!^&|<>]")
 
 
 class Platform(Value):
-    """One system's ways. `kind` is `posix`, `macos` or `windows`."""
+    """One system's ways. `kind` is `posix`, `macos` or `windows`.
+
+    `can_multiplex`: has its OpenSSH a ControlMaster? (Win32-OpenSSH passes no
+    descriptors between processes.) `has_posix_processes`: posix_spawn, process
+    groups, signal masks.
+    """
 
     kind: str
+    can_multiplex: bool = True
+    has_posix_processes: bool = True
 
     @property
     def is_windows(self) -> bool:
         return self.kind == "windows"
-
-    @property
-    def can_multiplex(self) -> bool:
-        """Has its OpenSSH a ControlMaster? (Win32-OpenSSH passes no descriptors between processes.)"""
-        return not self.is_windows
 
     @property
     def null_device(self) -> str:
@@ -103,16 +105,19 @@ class Platform(Value):
 
         return bool(ntpath.splitdrive(path)[0]) and ntpath.isabs(path)
 
-    def program_names(self, name: str) -> tuple[str, ...]:
-        """The file names under which a program may stand in a folder of PATH."""
-        return (f"{name}.exe",) if self.is_windows else (name,)
+    def program_file(self, name: str) -> str:
+        """The file name of a program in a folder of PATH."""
+        return f"{name}.exe" if self.is_windows else name
+
+    def path_for_ssh(self, path: str) -> str:
+        """A path as ssh_config takes it: how a backslash is read there differs between OpenSSH's versions."""
+        return path.replace("\\", "/") if self.is_windows else path
 
     def quote_for_ssh_config(self, path: str) -> str:
         """A path as one argument of an ssh_config directive. Raises `unsafe_path`."""
         from runcode.core.sshconfig import quote_path
 
-        # Forward slashes: how a backslash is read there differs between OpenSSH's versions.
-        return quote_path(path.replace("\\", "/") if self.is_windows else path)
+        return quote_path(self.path_for_ssh(path))
 
     def quote_for_proxy_command(self, word: str) -> str:
         """One word of a ProxyCommand: for the person's login shell, or for CreateProcess. Raises `unsafe_path`."""
@@ -147,7 +152,7 @@ def _is_program_name(name: str) -> bool:
 
 POSIX = Platform(kind="posix")
 MACOS = Platform(kind="macos")
-WINDOWS = Platform(kind="windows")
+WINDOWS = Platform(kind="windows", can_multiplex=False, has_posix_processes=False)
 
 
 def current() -> Platform:

@@ -10,10 +10,12 @@ import os
 import signal
 import time
 
+from runcode.client import platforms
 from runcode.core.errors import RunCodeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Mapping
 
 # Not for programs that live on after us, as the master does.
@@ -25,8 +27,9 @@ def find_program(name: str, environ: Mapping[str, str]) -> str:
 
     A relative PATH entry is skipped: a repository must not bring its own `ssh`.
     """
+    file_name = platforms.current().program_file(name)
     for folder in environ.get("PATH", os.defpath).split(os.pathsep):
-        candidate = os.path.join(folder, name)
+        candidate = os.path.join(folder, file_name)
         if os.path.isabs(folder) and os.access(candidate, os.X_OK) and os.path.isfile(candidate):
             return candidate
     raise RunCodeError("missing_program", f"`{name}` is not on PATH", resolution=_how_to_install())
@@ -65,6 +68,8 @@ def spawn(
 
     `in_own_session`: a signal to our terminal's or process group's programs does not reach it.
     """
+    if not platforms.current().has_posix_processes:
+        return _spawn_portably(argv, environ, stdin, stdout, stderr)
     actions: list[tuple[int, int, int] | tuple[int, int, str, int, int]] = []
     for number, descriptor in enumerate((stdin, stdout, stderr)):
         if descriptor is None:
@@ -92,8 +97,52 @@ def spawn(
         raise RunCodeError("io_error", f"cannot start {program}: {error.strerror}") from error
 
 
+# Children of a system without posix_spawn; `subprocess` holds the handle that they are waited for by.
+_portable: dict[int, subprocess.Popen[bytes]] = {}
+
+
+def _spawn_portably(
+    argv: list[str | bytes],
+    environ: Mapping[str, str],
+    stdin: int | None,
+    stdout: int | None,
+    stderr: int | None,
+) -> int:
+    """`spawn` by `subprocess`. Of Ctrl-C every program of a Windows console hears by itself."""
+    import subprocess
+
+    given = [subprocess.DEVNULL if descriptor is None else descriptor for descriptor in (stdin, stdout, stderr)]
+    environment = {name: value for name, value in environ.items() if name not in _SECRETS}
+    words = [os.fsdecode(word) for word in argv]
+    try:
+        child = subprocess.Popen(words, env=environment, stdin=given[0], stdout=given[1], stderr=given[2])
+    except OSError as error:
+        # Windows: 206 is a command line that is too long.
+        too_long = error.errno == 7 or getattr(error, "winerror", None) == 206
+        if too_long:
+            raise RunCodeError(
+                "usage", "the command line is too long for this system", resolution="send it through stdin or a file"
+            ) from error
+        raise RunCodeError("io_error", f"cannot start {words[0]}: {error.strerror}") from error
+    _portable[child.pid] = child
+    return child.pid
+
+
+def _wait_portably(pid: int, timeout_s: float | None) -> int | None:
+    import subprocess
+
+    try:
+        code = _portable[pid].wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        return None
+    del _portable[pid]
+    return code if code >= 0 else 128 - code
+
+
 def wait(pid: int, timeout_s: float | None = None) -> int | None:
     """The exit status (128+N for a death by signal), or None when the time is over. Reaps it."""
+    if pid in _portable:
+        return _wait_portably(pid, timeout_s)
     if timeout_s is None:
         return decode(os.waitpid(pid, 0)[1])
     deadline = time.monotonic() + timeout_s
@@ -121,6 +170,10 @@ def wait_or_kill(pid: int, timeout_s: float) -> int | None:
 
 def kill(pid: int) -> None:
     """End a child of ours that was not reaped yet, and reap it."""
+    if pid in _portable:
+        _portable[pid].kill()
+        _wait_portably(pid, None)
+        return
     try:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

@@ -55,7 +55,7 @@ def find_own_program(environ: Mapping[str, str]) -> str:
     if isinstance(named, str) and os.path.isfile(named):
         # The folder's links are resolved, so that the path holds from anywhere; the name itself may be a link.
         return os.path.join(os.path.realpath(os.path.dirname(named) or "."), os.path.basename(named))
-    beside = os.path.join(os.path.dirname(sys.executable), platforms.current().program_names("runcode")[0])
+    beside = os.path.join(os.path.dirname(sys.executable), platforms.current().program_file("runcode"))
     return beside if os.access(beside, os.X_OK) else find_program("runcode", environ)
 
 

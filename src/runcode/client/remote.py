@@ -17,7 +17,7 @@ import sys
 import time
 from contextlib import contextmanager, nullcontext
 
-from runcode.client import openssh, processes, sessions
+from runcode.client import direct, openssh, platforms, processes, sessions
 from runcode.core import remote_command
 from runcode.core.errors import ConnectionLost, RunCodeError
 
@@ -39,7 +39,6 @@ GRACE_S = 2.0
 # sshd's default is ten sessions a connection; whoever comes eleventh waits here.
 QUEUE_TIMEOUT_S = 600.0
 _MASTERS_MAX = 3
-_SPEAKS_MUX = sys.platform != "win32"
 _WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if sys.platform != "win32" else (signal.SIGINT,)
 
 
@@ -49,7 +48,7 @@ class Remote:
     def __init__(self, settings: Settings, session: Session, make_api: Callable[[], Api]) -> None:
         self.settings = settings
         self.session = session
-        self._make_api = make_api
+        self.make_api = make_api
         self.timed_out = False
 
     def execute(
@@ -67,7 +66,12 @@ class Remote:
             raise RunCodeError(
                 "usage", "the command line is too long for the workspace", resolution="send it through stdin or a file"
             )
-        if not tty and _SPEAKS_MUX:
+        if not platforms.current().can_multiplex:
+            direct_watch = direct.Watch(timeout_s, None if tty else lambda name: self._signal_group(name, nonce))
+            status = self.run(command, direct_watch.attend, tty=tty)
+            self.timed_out = direct_watch.timed_out
+            return status
+        if not tty:
             return self._execute_over_mux(command, nonce, timeout_s)
         watch = Watch(timeout_s, None if tty else lambda name: self._signal_group(name, nonce))
         with watch:
@@ -78,6 +82,8 @@ class Remote:
     def shell(self, *, home: bool = False) -> int:
         """An interactive login shell on this process's terminal; returns its exit status."""
         command = remote_command.render_shell(workdir=None if home else self.session.workdir)
+        if not platforms.current().can_multiplex:
+            return self.run(command, direct.Watch(None, None).attend, tty=True)
         watch = Watch(None, None)
         with watch:
             status = self.run(command, watch.attend, tty=True, pausing=watch.lifted)
@@ -98,6 +104,8 @@ class Remote:
         surrounds whatever is waited for before the command can start.
         Raises ConnectionLost when it may have started and its end is unknown.
         """
+        if not platforms.current().can_multiplex:
+            return direct.run(self, command, attend, streams, tty=tty)
         attempts = _Attempts(self, pausing)
         while True:
             stdin, stdout, stderr = streams()
@@ -144,7 +152,10 @@ class Remote:
 
     def open(self, *, timeout_s: float = openssh.CONNECT_TIMEOUT_S) -> None:
         """See that a master is alive: the proof that SSH really answers."""
-        self.session = sessions.ensure_master(self.settings, self.session, self._make_api, timeout_s=timeout_s)
+        if not platforms.current().can_multiplex:
+            direct.check(self, timeout_s)
+            return
+        self.session = sessions.ensure_master(self.settings, self.session, self.make_api, timeout_s=timeout_s)
 
     def _trust(self, status: int) -> int:
         """255 is the command's own status exactly when the master outlived it."""
@@ -159,6 +170,9 @@ class Remote:
     def _signal_group(self, signal_name: str, nonce: str) -> bool:
         """Signal the command's process group through a second session. Says whether there was one."""
         command = remote_command.render_signal(signal_name, nonce)
+        if not platforms.current().can_multiplex:
+            config, alias, environ = self.session.config_path, self.session.alias, self.settings.environ
+            return openssh.run_apart(config, alias, os.fsencode(command), environ, openssh.CONNECT_TIMEOUT_S) == 0
         for pause_s in (0.0, 0.05, 0.1, 0.2, 0.4):
             time.sleep(pause_s)
             outcome, status = openssh.run(self.session, command, self.settings.environ, _attend_briefly)

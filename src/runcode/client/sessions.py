@@ -22,7 +22,7 @@ import os
 import re
 import time
 
-from runcode.client import openssh
+from runcode.client import openssh, platforms
 from runcode.client.paths import ensure_control_folder
 from runcode.client.private_files import (
     FileLock,
@@ -268,15 +268,17 @@ def _write_material(session: Session, bundle: ConnectionBundle, new_key: str, pu
 
     identity, certificate = (os.path.join(session.folder, name) for name in ("id_ed25519", "id_ed25519-cert.pub"))
     known_hosts = os.path.join(session.folder, "known_hosts")
+    platform = platforms.current()
     target = SshTarget(
         alias=session.alias,
         host=session.host,
         port=session.port,
         user=session.user,
-        identity_file=identity,
-        known_hosts_file=known_hosts,
-        certificate_file=certificate if bundle.certificate is not None else None,
-        control_path=session.control_path,
+        identity_file=platform.path_for_ssh(identity),
+        known_hosts_file=platform.path_for_ssh(known_hosts),
+        certificate_file=platform.path_for_ssh(certificate) if bundle.certificate is not None else None,
+        control_path=session.control_path if platform.can_multiplex else None,
+        null_device=platform.null_device,
     )
     config = render_ssh_config(target)
     os.replace(new_key, identity)

@@ -41,6 +41,7 @@ class SshTarget(Value):
     certificate_file: str | None = None
     control_path: str | None = None
     control_persist_s: int = 600
+    null_device: str = "/dev/null"
 
 
 def render_ssh_config(target: SshTarget) -> str:
@@ -54,7 +55,7 @@ def render_ssh_config(target: SshTarget) -> str:
         "    IdentitiesOnly yes",
         "    IdentityAgent none",
         f"    UserKnownHostsFile {quote_path(target.known_hosts_file)}",
-        "    GlobalKnownHostsFile /dev/null",
+        f"    GlobalKnownHostsFile {target.null_device}",
         "    StrictHostKeyChecking yes",
         "    UpdateHostKeys no",
         "    CheckHostIP no",
