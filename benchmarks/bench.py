@@ -63,7 +63,7 @@ def interleaved(runs: int, ours: Callable[[], float], reference: Callable[[], fl
     return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
 
 
-def measure(service: Service, laptop: Laptop, direct: list[str], runs: int) -> list[Row]:
+def measure(service: Service, laptop: Laptop, direct: list[str], runs: int, only: str = "") -> list[Row]:
     laptop.login(service)
     laptop.runcode("connect", TITLE, "--start", "--wait")
     bundle = laptop.json("connect", TITLE)
@@ -80,14 +80,33 @@ def measure(service: Service, laptop: Laptop, direct: list[str], runs: int) -> l
     rows = []
 
     def add(name: str, target: float | None, count: int, ours: Callable[[], float], ref: Callable[[], float]) -> None:
+        if only not in name:
+            return
         print(f"bench: {name} …", file=sys.stderr, flush=True)
         rows.append(Row(name, *interleaved(count, ours, ref), target))
 
     add("--version / python -I -S -c pass", 1.5, runs, lambda: run(RUNCODE, "--version"), python)
     exec_true = (RUNCODE, "exec", "--", "true")
     add("exec -- true / ssh true, live master", 1.75, runs, lambda: run(*exec_true), lambda: run(*ssh, alias, "true"))
+    said = {"session_id": "s", "cwd": str(laptop.project), "workspace": {"current_dir": str(laptop.project)}}
+    client_json = json.dumps(said).encode()
+    interpreter = (str(Path(RUNCODE).with_name("python3")), "-I", "-S", "-c", "pass")
+    add(
+        "statusline / python -I -S -c pass",
+        1.25,
+        runs,
+        lambda: run(RUNCODE, "statusline", stdin=client_json),
+        lambda: run(*interpreter, stdin=client_json),
+    )
     add("connect, cached / python -I -S -c pass", 4, runs, lambda: run(RUNCODE, "connect", TITLE), python)
     add("cold ssh via gateway / direct sshd", 1.15, runs, lambda: run(*cold, "true"), lambda: run(*direct, "true"))
+
+    def mint_and_exec() -> float:
+        run(RUNCODE, "disconnect")
+        return run(RUNCODE, "connect", TITLE) + run(*exec_true)
+
+    add("connect that mints + exec / cold ssh", 1.6, runs, mint_and_exec, lambda: run(*cold, "true"))
+    run(RUNCODE, "connect", TITLE, "--wait")
     payload = os.urandom(64 << 20)
     sink = "cat >/dev/null"
     heavy = max(3, runs // 6)
@@ -102,6 +121,8 @@ def measure(service: Service, laptop: Laptop, direct: list[str], runs: int) -> l
     add(
         "download 64 MB via gateway / direct", 1 / 0.85, heavy, lambda: run(*cold, source), lambda: run(*direct, source)
     )
+    if only not in "revocation to ssh's exit / feed's poll":
+        return rows
     print("bench: revocation to cut …", file=sys.stderr, flush=True)
     # A second is the promise; the reference is how often the server looks at what other processes changed.
     cut_ms = measure_cut_ms(service, laptop, TITLE, min(runs, 10))
@@ -112,13 +133,14 @@ def measure(service: Service, laptop: Laptop, direct: list[str], runs: int) -> l
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=30)
+    parser.add_argument("--only", default="", metavar="TEXT", help="the rows whose name holds this")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder, running_service(Path(folder) / "service") as service:
         service.operator("workspace", "create", TITLE)
         with direct_sshd(Path(folder) / "direct") as direct:
-            rows = measure(service, Laptop(Path(folder) / "laptop"), direct, options.runs)
+            rows = measure(service, Laptop(Path(folder) / "laptop"), direct, options.runs, options.only)
     if options.json:
         print(json.dumps([vars(row) for row in rows], indent=1))
         return 0
