@@ -108,6 +108,18 @@ def test_a_plain_ssh_that_was_quicker_leaves_no_second_master(person: Person, ga
     )
 
 
+def test_a_master_that_lost_the_sessions_name_can_still_be_closed(person: Person) -> None:
+    """As when a plain ssh, which was the master before, removes the name at its own end."""
+    person.runcode("run", TITLE, "--", "true")
+    [session] = [
+        line for line in (person.session_folder() / "config").read_text().splitlines() if "ControlPath" in line
+    ]
+    Path(session.split(maxsplit=1)[1].strip('"')).unlink()
+    assert masters_of(person) == reachable_masters(person) != set()
+    person.runcode("clean", "--all")
+    eventually(lambda: not masters_of(person), "clean closes it")
+
+
 def test_what_a_killed_call_left_is_swept_by_the_next(person: Person, gate: Path) -> None:
     """Its log, its half-made key and file, and the socket of a master that was killed too."""
     person.runcode("run", TITLE, "--", "true")
@@ -127,7 +139,7 @@ def test_what_a_killed_call_left_is_swept_by_the_next(person: Person, gate: Path
     person.runcode("connect", TITLE, "--wait", "--force")
     assert [file.name for file in folder.iterdir() if file.name.startswith("new-") or "tmp" in file.name] == []
     assert list(control.glob("log-*")) == []
-    assert len(list(control.iterdir())) == 1
+    assert len({file.stat().st_ino for file in control.iterdir()}) == 1
     assert masters_of(person) == reachable_masters(person)
 
 

@@ -146,7 +146,11 @@ def raise_connect_failure(session: Session, log: str) -> NoReturn:
 
 
 def _take_place(session: Session, attempt_path: str, environ: Mapping[str, str]) -> None:
-    """Give a new master the session's socket name, unless a plain ssh with our config was quicker."""
+    """Give a new master the session's socket name, unless a plain ssh with our config was quicker.
+
+    It keeps its own name too: a plain ssh that was a master before removes the
+    session's name when it ends, and a master without any name could not be closed.
+    """
     try:
         os.link(attempt_path, session.control_path)
     except FileExistsError:
@@ -154,10 +158,6 @@ def _take_place(session: Session, attempt_path: str, environ: Mapping[str, str])
     except FileNotFoundError:
         # It has ended since, and taken its socket along: the gateway, or the box behind it, went away.
         raise RunCodeError("network", f"the connection to {session.host}:{session.port} ended at once") from None
-    try:
-        os.unlink(attempt_path)
-    except FileNotFoundError:
-        pass
 
 
 def sweep(folder: str, prefix: str) -> None:
