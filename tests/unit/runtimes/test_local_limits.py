@@ -171,6 +171,31 @@ def test_removal_waits_takes_what_is_there_and_names_what_stays(tmp_path: Path) 
     assert not there.exists()
 
 
+def test_a_sweep_takes_what_boxes_left_long_ago_and_nothing_else(tmp_path: Path) -> None:
+    names = {name: limits.name_cgroup(7) for name in ("old", "young", "used")}
+    for name in (*names.values(), "runcode-server", "runcode-7-of-somebody", "system.slice"):
+        (tmp_path / name).mkdir()
+    (tmp_path / names["used"] / "cgroup.procs").write_text("12\n")
+    for name in os.listdir(tmp_path):
+        if name != names["young"]:
+            os.utime(tmp_path / name, (0, 0))
+    home = limits.CgroupHome(1, {"memory": str(tmp_path), "pids": str(tmp_path), "cpu": str(tmp_path / "gone")}, {})
+    assert limits.sweep_cgroups(home) == [str(tmp_path / names["old"])]
+    assert {names["young"], names["used"], "system.slice"} < set(os.listdir(tmp_path))
+
+
+@pytest.mark.root_only
+def test_a_sweep_of_the_kernels_own_tree() -> None:
+    home = limits.find_cgroup_home()
+    assert home.folders, home.missing
+    made = [f"{folder}/{limits.name_cgroup(7)}" for folder in sorted(set(home.folders.values()))]
+    for folder in made:
+        os.mkdir(folder)
+    assert not set(limits.sweep_cgroups(home)) & set(made)
+    assert set(made) <= set(limits.sweep_cgroups(home, older_than_s=-1.0))
+    assert not any(os.path.exists(folder) for folder in made)
+
+
 def test_mount_points_with_blanks() -> None:
     line = r"31 23 0:28 / /sys/a\040b rw - cgroup cgroup rw,memory"
     assert limits.parse_mounts(line) == {"rw": ("/sys/a b", "/"), "memory": ("/sys/a b", "/")}

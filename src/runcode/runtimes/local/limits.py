@@ -12,7 +12,7 @@ Guarantee: a box's cgroup is below the server's own, so that no limit set from o
 its processes are in it before they run anything of the box; it is removed once the box has ended,
 whatever ended it, because the plan names it before it is made.
 
-Called by `machine` (finding), the runtime (removing) and the keeper (making, joining). Standard library only.
+Called by `machine` (finding), the runtime (removing, sweeping) and the keeper (making, joining). Standard library only.
 
 Source: cgroups(7), Documentation/admin-guide/cgroup-v2.rst.
 """
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import resource
 import time
 from collections.abc import Mapping
@@ -34,6 +35,7 @@ _PERIOD_US = 100_000
 # The kernel's defaults. A whole box weighs as much as one busy process outside: with less, a crowded host starves it.
 _WEIGHT_V1, _WEIGHT_V2 = 1024, 100
 _REMOVE_S = 5.0
+_BOX_CGROUP = re.compile(r"runcode-[0-9]+-[0-9a-f]{12}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,11 @@ def delegate(home: CgroupHome) -> None:
 # ---------------------------------------------------------------- one box
 
 
+def name_cgroup(workspace_id: int) -> str:
+    """A new name for each start, so that a box which ends slowly is not joined by the next one."""
+    return f"runcode-{workspace_id}-{os.urandom(6).hex()}"
+
+
 def plan_folders(home: CgroupHome, name: str) -> dict[str, str]:
     """Controller → the box's own folder, for its plan."""
     return {controller: f"{folder}/{name}" for controller, folder in home.folders.items()}
@@ -231,10 +238,12 @@ def render_limits(controller: str, limits: BoxLimits, version_2: bool) -> list[t
 
 
 def join_cgroups(folders: Mapping[str, str]) -> None:
-    """This process, and whatever it becomes. Raises OSError."""
+    """This process (of one thread), and whatever it becomes. Raises OSError."""
     for folder in sorted(set(folders.values())):
-        # 0 is the writer itself.
-        _write(f"{folder}/cgroup.procs", "0")
+        # 0 is the writer itself. A thread that moves itself needs no lock of the kernel's (Linux 5.5 and later);
+        # a process waits up to 20 ms for one, and all starts of the machine queue there. Version 2 has no such file.
+        tasks = f"{folder}/tasks"
+        _write(tasks if os.path.exists(tasks) else f"{folder}/cgroup.procs", "0")
 
 
 def remove_cgroups(folders: Mapping[str, str], timeout_s: float = _REMOVE_S) -> list[str]:
@@ -246,6 +255,26 @@ def remove_cgroups(folders: Mapping[str, str], timeout_s: float = _REMOVE_S) -> 
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.005)
+
+
+def sweep_cgroups(home: CgroupHome, older_than_s: float = 60.0) -> list[str]:
+    """Remove boxes' cgroups that nothing is in, whosever they were; the folders that went.
+
+    What a data folder leaves when it is deleted after a kill has no plan that names it.
+    Younger ones may be about to be joined; one with a process in it cannot be removed.
+    """
+    gone = []
+    before = time.time() - older_than_s
+    for parent in sorted(set(home.folders.values())):
+        try:
+            found = [entry for entry in os.scandir(parent) if _BOX_CGROUP.fullmatch(entry.name)]
+            stale = [entry.path for entry in found if entry.stat(follow_symlinks=False).st_mtime < before]
+        except OSError:
+            continue  # another server sweeps as well
+        for path in stale:
+            if not _pids(path) and _remove(path):
+                gone.append(path)
+    return gone
 
 
 def bound_processes(limit: int) -> None:

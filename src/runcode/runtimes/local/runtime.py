@@ -158,6 +158,7 @@ class LocalRuntime:
                     host_uid = identity.host_uid_for(self._layout, 0)
                     found = machine.probe_all(found, self._layout, host_uid, want_network=self._want_network)
                     limits.delegate(found.cgroups)
+                    limits.sweep_cgroups(found.cgroups)
                 self._machine = found
                 return found
             except machine.Obstacle as error:
@@ -190,7 +191,7 @@ class LocalRuntime:
                 command=tuple(box_files.render_init_command(found.python, found.sshd)),
                 disable_userns=found.disable_userns,
                 network_helper=found.network_helper,
-                cgroups=limits.plan_folders(found.cgroups, f"runcode-{spec.workspace_id}-{secrets.token_hex(6)}"),
+                cgroups=limits.plan_folders(found.cgroups, limits.name_cgroup(spec.workspace_id)),
                 memory_bytes=per_box.memory_bytes,
                 processes=per_box.processes,
                 cpus=per_box.cpus,
