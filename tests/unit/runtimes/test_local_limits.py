@@ -187,7 +187,8 @@ def test_a_sweep_takes_what_boxes_left_long_ago_and_nothing_else(tmp_path: Path)
 @pytest.mark.root_only
 def test_a_sweep_of_the_kernels_own_tree() -> None:
     home = limits.find_cgroup_home()
-    assert home.folders, home.missing
+    if not home.folders:
+        pytest.skip("needs writable cgroups: " + "; ".join(map(": ".join, home.missing.items())))
     made = [f"{folder}/{limits.name_cgroup(7)}" for folder in sorted(set(home.folders.values()))]
     for folder in made:
         os.mkdir(folder)
