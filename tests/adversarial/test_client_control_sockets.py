@@ -157,8 +157,7 @@ def test_what_is_no_socket_is_no_master(person: Person, kind: str) -> None:
     {"file": path.touch, "fifo": lambda: os.mkfifo(path), "folder": path.mkdir}[kind]()
     if kind == "folder":
         done = person.runcode("exec", "--", SECRET, expect=255)
-        assert done.stderr.startswith(b"runcode: "), done.stderr
-        assert b"Traceback" not in done.stderr
+        assert done.stderr.startswith(b"runcode: unsafe_path: "), done.stderr
         path.rmdir()
         return
     assert person.runcode("exec", "--", SECRET).stdout == b"the-secret-command\n"

@@ -118,6 +118,8 @@ def open_master(session: Session, environ: Mapping[str, str], *, timeout_s: floa
         os.unlink(session.control_path)
     except FileNotFoundError:
         pass
+    except OSError as error:
+        raise RunCodeError("unsafe_path", f"{session.control_path} is not a socket of ours") from error
     # A name of its own until it is up: a master whose caller was killed meanwhile must not take the
     # next one's place, nor stay for ever without a socket because its place was taken ("disabling
     # multiplexing"); nor may a wedged one remove the next one's socket when it ends.
