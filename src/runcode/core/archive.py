@@ -269,7 +269,7 @@ def _parse_pax(text: bytes) -> list[tuple[bytes, bytes]]:
         length = _parse_decimal(digits) if blank else 0
         record = text[len(digits) + 1 : length]
         key, equals, value = record[:-1].partition(b"=")
-        if not equals or record[-1:] != b"\n":
+        if not equals or record[-1:] != b"\n" or length > len(text):
             raise _refused("a malformed header")
         records.append((key, value))
         text = text[length:]
