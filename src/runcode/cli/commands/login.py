@@ -26,6 +26,14 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--paste", action="store_true", help="read a token from a hidden prompt, or from stdin")
     parser.add_argument("--timeout", type=seconds, metavar="N", default=180.0, help="seconds to wait (180)")
     parser.add_argument("--web-base", metavar="URL", help="the console's address, where the browser goes")
+    _, rest = parser.parse_known_args(words)
+    if any(not word.startswith("-") for word in rest):
+        # Most likely the token. It is not repeated: an agent keeps what was printed.
+        raise RunCodeError(
+            "usage",
+            "a token is not given on the command line, where others see it",
+            resolution="type `runcode login --paste`, then paste it; or pipe it in",
+        )
     return parser.parse_args(words)
 
 
