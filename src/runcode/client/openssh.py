@@ -60,12 +60,19 @@ class AuthenticationRefused(RunCodeError):
         )
 
 
-def make_key(path: str, environ: Mapping[str, str]) -> str:
-    """A fresh Ed25519 key pair at `path` and `path.pub`; returns the public line. Nothing may be there yet."""
+def begin_key(path: str, environ: Mapping[str, str]) -> int:
+    """Start making a fresh Ed25519 key pair at `path` and `path.pub`, where nothing may be yet; returns a process id.
+
+    `finish_key` must follow, or `processes.kill`.
+    """
     argv: list[str | bytes] = [processes.find_program("ssh-keygen", environ), "-q", "-t", "ed25519"]
     argv += ["-N", "", "-C", "runcode", "-f", path]
-    status = processes.wait_or_kill(processes.spawn(argv, environ), 30.0)
-    if status != 0:
+    return processes.spawn(argv, environ)
+
+
+def finish_key(pid: int, path: str) -> str:
+    """Wait for `begin_key`; returns the public line."""
+    if processes.wait_or_kill(pid, 30.0) != 0:
         raise RunCodeError("io_error", f"ssh-keygen could not make a key in {os.path.dirname(path)}")
     with open(path + ".pub", encoding="ascii") as file:
         return file.read().strip()

@@ -146,6 +146,7 @@ def wait(pid: int, timeout_s: float | None = None) -> int | None:
     if timeout_s is None:
         return decode(os.waitpid(pid, 0)[1])
     deadline = time.monotonic() + timeout_s
+    _await_end(pid, timeout_s)
     pause_s = 0.0005
     while True:
         done, status = os.waitpid(pid, os.WNOHANG)
@@ -155,6 +156,22 @@ def wait(pid: int, timeout_s: float | None = None) -> int | None:
             return None
         time.sleep(pause_s)
         pause_s = min(pause_s * 1.5, 0.02)
+
+
+def _await_end(pid: int, timeout_s: float) -> None:
+    """Return when the process ends or the time is over, or at once where the system cannot tell (not Linux)."""
+    try:
+        import select
+
+        descriptor = os.pidfd_open(pid)
+    except (ImportError, AttributeError, OSError):
+        return
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        poll.poll(timeout_s * 1000)
+    finally:
+        os.close(descriptor)
 
 
 def wait_or_kill(pid: int, timeout_s: float) -> int | None:

@@ -22,7 +22,7 @@ import os
 import re
 import time
 
-from runcode.client import openssh, platforms
+from runcode.client import openssh, platforms, processes
 from runcode.client.paths import ensure_control_folder
 from runcode.client.private_files import (
     FileLock,
@@ -218,7 +218,7 @@ def _mint(settings: Settings, workspace_id: int, api: Api, ttl_s: int) -> Sessio
     generation = os.urandom(8).hex()
     new_key = os.path.join(folder, f"new-{generation}")
     try:
-        public_key = openssh.make_key(new_key, settings.environ)
+        public_key = _make_key(new_key, settings)
         bundle = api.mint(workspace_id, public_key=public_key, ttl_s=ttl_s, client=settings.client)
         now = int(time.time())
         skew_s = find_clock_skew(api.server_date, now)
@@ -243,6 +243,17 @@ def _mint(settings: Settings, workspace_id: int, api: Api, ttl_s: int) -> Sessio
     finally:
         remove_file(new_key)
         remove_file(new_key + ".pub")
+
+
+def _make_key(path: str, settings: Settings) -> str:
+    """A fresh key pair at `path`; returns the public line. The call to come is prepared while ssh-keygen works."""
+    pid = openssh.begin_key(path, settings.environ)
+    try:
+        import http.client  # noqa: F401 (20 ms, and `client.api` needs it next)
+    except BaseException:
+        processes.kill(pid)
+        raise
+    return openssh.finish_key(pid, path)
 
 
 def find_clock_skew(server_date: str | None, now: int) -> int:
