@@ -141,6 +141,21 @@ def test_the_browser_is_opened_and_no_browser_opens_none(person: Person, hosted:
             log.unlink()
 
 
+def test_the_consent_page_is_the_same_servers(person: Person, hosted: HostedService) -> None:
+    """The token of another server's page would be sent to this one: no default leads there."""
+    person.login(hosted)
+    for words, environment, expected in (
+        (["--api-base", "http://127.0.0.1:9"], {}, "http://127.0.0.1:9"),
+        ([], {"RUNCODE_API_BASE": "http://127.0.0.1:9"}, "http://127.0.0.1:9"),
+        (["--api-base", "https://app.runcode.io"], {}, "https://runcode.io"),
+        ([], {}, hosted.base),
+        (["--web-base", "http://127.0.0.1:8"], {}, "http://127.0.0.1:8"),
+    ):
+        waiting = Waiting(person, "--no-browser", "--timeout", "0.1", *words, environment=environment)
+        assert waiting.url.startswith(f"{expected}/auth/cli-login/?"), words
+        assert waiting.end()[0] == 1
+
+
 def test_a_browser_that_never_comes_back(person: Person, hosted: HostedService) -> None:
     done = person.runcode(
         "login", "--no-browser", "--api-base", hosted.base, "--web-base", hosted.base, "--timeout", "0.3", expect=1

@@ -67,13 +67,14 @@ def load_settings(
     config = paths.config_folder(environ)
     saved = _find_saved_bases(config)
     chosen_api = api_base or environ.get("RUNCODE_API_BASE") or (saved[0] if saved else wire.DEFAULT_API_BASE)
-    chosen_web = web_base or environ.get("RUNCODE_WEB_BASE") or (saved[1] if saved else wire.DEFAULT_WEB_BASE)
+    api = parse_base(chosen_api)
+    chosen_web = web_base or environ.get("RUNCODE_WEB_BASE") or _console_of(api, saved)
     session, in_agent = _agent(environ)
     return Settings(
         environ=environ,
         config_folder=config,
         cache_folder=paths.cache_folder(environ),
-        api_base=parse_base(chosen_api),
+        api_base=api,
         web_base=parse_base(chosen_web),
         saved_base=saved[0] if saved else None,
         workspace=workspace or environ.get("RUNCODE_WORKSPACE") or None,
@@ -84,6 +85,17 @@ def load_settings(
         token_file=token_file,
         token_option=token_option,
     )
+
+
+def _console_of(api_base: str, saved: tuple[str, str] | None) -> str:
+    """Where that server's consent page is.
+
+    Never another server's: its token would come back and be sent to this one. A
+    server of one's own has its console at the same address.
+    """
+    if saved is not None and saved[0] == api_base:
+        return saved[1]
+    return wire.DEFAULT_WEB_BASE if api_base == wire.DEFAULT_API_BASE else api_base
 
 
 def load_stored_settings(
