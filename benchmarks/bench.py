@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 
+import transfers  # noqa: E402
 from cutting import POLL_MS, measure_cut_ms  # noqa: E402
 from direct_sshd import SAME_ALGORITHMS, direct_sshd  # noqa: E402
 
@@ -121,6 +122,7 @@ def measure(service: Service, laptop: Laptop, direct: list[str], runs: int, only
     add(
         "download 64 MB via gateway / direct", 1 / 0.85, heavy, lambda: run(*cold, source), lambda: run(*direct, source)
     )
+    measure_transfers(laptop, config, alias, run, add, rows, heavy, only)
     if only not in "revocation to ssh's exit / feed's poll":
         return rows
     print("bench: revocation to cut …", file=sys.stderr, flush=True)
@@ -128,6 +130,30 @@ def measure(service: Service, laptop: Laptop, direct: list[str], runs: int, only
     cut_ms = measure_cut_ms(service, laptop, TITLE, min(runs, 10))
     rows.append(Row("revocation to ssh's exit / feed's poll", cut_ms, POLL_MS, 1000 / POLL_MS))
     return rows
+
+
+def measure_transfers(
+    laptop: Laptop,
+    config: str,
+    alias: str,
+    run: Callable[..., float],
+    add: Callable[..., None],
+    rows: list[Row],
+    runs: int,
+    only: str,
+) -> None:
+    resident = "256 MB: peak resident MB / 40 MB"
+    wanted = transfers.pairs(run, RUNCODE, config, alias)
+    if not any(only in name for name in (resident, *(name for name, *_ in wanted))):
+        return
+    transfers.make_material(laptop.project)
+    run(RUNCODE, "put", "large", "large")
+    for name, target, ours, reference in wanted:
+        add(name, target, runs if "MB" in name else 3 * runs, ours, reference)
+    if only in resident:
+        commands = ([RUNCODE, "put", "large", "large"], [RUNCODE, "get", "large", "--out", "back"])
+        peak = max(transfers.measure_resident_mb(list(c), laptop.environment, laptop.project) for c in commands)
+        rows.append(Row(resident, peak, transfers.RESIDENT_TARGET_MB, 1.0))
 
 
 def main() -> int:
