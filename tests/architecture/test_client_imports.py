@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from support.client_standin import Person, service, signed_in
+from support.client_standin import TITLE, Person, service, signed_in
 
 ENTRY = Path(__file__).resolve().parents[2] / "src" / "runcode" / "cli" / "entry.py"
 PYTHON = str(Path(sys.executable).with_name("python3"))
@@ -83,13 +83,20 @@ def test_statusline_with_the_clients_json(person: Person) -> None:
     assert modules == STATUSLINE
 
 
+def test_connect_with_a_cached_session(person: Person) -> None:
+    for name in ("42", TITLE):
+        modules, stdout = loaded(person, "connect", name)
+        assert stdout.startswith(f"attached {TITLE} (id 42) for ".encode())
+        assert modules == STATE | {"runcode.cli.hot_connect"}
+
+
 def test_version(person: Person) -> None:
     modules, _ = loaded(person, "--version")
     assert modules == {"runcode", "runcode.cli", "runcode.cli.hot_version"}
 
 
 def test_what_the_full_command_line_starts_with_stays_cheap(person: Person) -> None:
-    """`connect` with a cached session has a target of its own; these cost too much for it."""
-    modules, _ = loaded(person, "connect", "42")
+    """Agents wait for it at every first call; these cost too much for it."""
+    modules, _ = loaded(person, "connect", "42", "--json")
     heavy = {"subprocess", "http.client", "ssl", "dataclasses", "typing", "inspect", "hashlib", "email", "socket"}
     assert not heavy & modules

@@ -10,6 +10,7 @@ import sys
 
 # First word → module with `run(argv)`. They need POSIX; elsewhere the full command line does it all.
 HOT = {
+    "connect": "runcode.cli.hot_connect",
     "exec": "runcode.cli.hot_exec",
     "statusline": "runcode.cli.hot_statusline",
     "--version": "runcode.cli.hot_version",

@@ -12,12 +12,17 @@ import posix
 import sys
 import time
 
-from runcode.cli.hot_state import Unusual, find_agent, find_attached, find_session, is_number, is_workdir
+from runcode.cli.hot_state import (
+    RENEW_BEFORE_EXPIRY_S,
+    Unusual,
+    find_agent,
+    find_attached,
+    find_session,
+    is_number,
+    is_workdir,
+)
 from runcode.client import mux
 from runcode.core.remote_command import render_exec
-
-RENEW_BEFORE_EXPIRY_S = 90
-EXIT_TRANSPORT = 255
 
 
 def run(argv: list[str]) -> int | None:

@@ -21,6 +21,7 @@ from runcode.core.digests import sha256_hex
 DEFAULT_API_BASE = b"https://app.runcode.io"
 _FILE_SIZE_MAX = 256 * 1024
 _READ = posix.O_RDONLY | posix.O_NOFOLLOW | posix.O_CLOEXEC | posix.O_NONBLOCK
+RENEW_BEFORE_EXPIRY_S = 90
 _DIGITS = b"0123456789"
 _LETTERS = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _TITLE = _LETTERS + _DIGITS + b"._-"
@@ -109,7 +110,7 @@ def find_attached(
         if in_agent:
             return None
         raise Unusual  # a plain terminal, where the only one that is attached anywhere counts
-    if lines[3] != _find_base(environ, config):
+    if lines[3] != find_base(environ, config):
         raise Unusual
     return int(lines[4]), lines[5], lines[3]
 
@@ -127,6 +128,14 @@ def _find_record(folder: bytes, scope: bytes, key: bytes) -> list[bytes] | None:
     return lines
 
 
+def render_attachment(
+    scope: bytes, key: bytes, api_base: bytes, workspace_id: int, title: bytes, attached_at: int
+) -> tuple[bytes, bytes]:
+    """(the file's name, its content), as `client.attachments` has them."""
+    fields = [_ATTACHMENT_HEADER, scope, _as_json(key), api_base, b"%d" % workspace_id, title, b"%d" % attached_at]
+    return b"%s-%s" % (scope, sha256_hex(key)[:32].encode()), b"\n".join(fields) + b"\n"
+
+
 def _as_json(key: bytes) -> bytes:
     if key.isascii() and b'"' not in key and b"\\" not in key and key.decode().isprintable():
         return b'"' + key + b'"'
@@ -139,7 +148,7 @@ def _as_json(key: bytes) -> bytes:
     return encode_basestring_ascii(key.decode(sys.getfilesystemencoding(), "surrogateescape")).encode()
 
 
-def _find_base(environ: dict[bytes, bytes], config: bytes) -> bytes:
+def find_base(environ: dict[bytes, bytes], config: bytes) -> bytes:
     """The control plane that this call speaks of. A spelling that `client.settings` would tidy matches nothing here."""
     explicit = environ.get(b"RUNCODE_API_BASE")
     raw_bases = read_file(config + b"/bases")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from runcode.cli import hot_exec, hot_state
+from runcode.cli import hot_connect, hot_exec, hot_state
 from runcode.client import attachments, sessions
 from runcode.client.private_files import ensure_private_folder, write_private_file
 from runcode.client.sessions import Session
@@ -297,3 +297,72 @@ def test_the_plain_command_lines_are_read_as_the_full_client_reads_them() -> Non
     ):
         options = full.parse(words)
         assert hot_exec._parse(["runcode", "exec", *words]) == (options.home, options.timeout, options.command)
+
+
+@pytest.mark.parametrize(
+    "environ", [{}, {CLAUDE: "one"}, {CODEX: "two"}, {CLAUDE: "one", CODEX: "two"}, {CLAUDE: 'ünï"\\'}, {CLAUDE: "a b"}]
+)
+@pytest.mark.parametrize("place", ["", "deep", 'Übung "x" \\y'])
+@pytest.mark.parametrize("wanted", ["7", "box-7"])
+def test_connect_writes_what_the_full_client_writes(
+    home: Home, monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], place: str, wanted: str
+) -> None:
+    one_folder(home)
+    home.attach(9, home.folder)
+    cwd = home.project / place
+    cwd.mkdir(exist_ok=True)
+    moment = int(time.time())
+    monkeypatch.setattr("time.time", lambda: moment)
+    folder = home.folder / ".cache/runcode/attachments"
+    before = set(folder.iterdir())
+    raw = {os.fsencode(name): os.fsencode(value) for name, value in {**home.environ, **environ}.items()}
+    monkeypatch.setattr("posix.environ", raw)
+    os.chdir(cwd)
+    assert hot_connect.run(["runcode", "connect", wanted]) == 0
+    written = {path.name: path.read_bytes() for path in set(folder.iterdir()) - before} or {
+        "replaced": b"".join(path.read_bytes() for path in sorted(folder.iterdir()))
+    }
+    assert {oct(path.stat().st_mode & 0o777) for path in folder.iterdir()} == {"0o600"}
+    for path in set(folder.iterdir()) - before:
+        path.unlink()
+    found = attachments.attach(home.settings({**home.environ, **environ}, cwd), 7, "box-7")
+    again = {path.name: path.read_bytes() for path in set(folder.iterdir()) - before} or {
+        "replaced": b"".join(path.read_bytes() for path in sorted(folder.iterdir()))
+    }
+    assert written == again
+    assert home.full(cwd, **environ)[0] == found.workspace_id == 7  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["connect"],
+        ["connect", "8"],
+        ["connect", "007"],
+        ["connect", "box-8"],
+        ["connect", ""],
+        ["connect", "--help"],
+        ["connect", "7", "--json"],
+        ["connect", "7", "--force"],
+        ["connect", "\udcff"],
+    ],
+)
+def test_an_unusual_connect_goes_to_the_full_client(
+    home: Home, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    one_folder(home)
+    monkeypatch.setattr("posix.environ", {b"HOME": os.fsencode(home.folder)})
+    folder = home.folder / ".cache/runcode/attachments"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert hot_connect.run(["runcode", *words]) is None
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_connect_in_a_folder_that_others_may_write_to_is_the_full_clients(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_folder(home)
+    monkeypatch.setattr("posix.environ", {b"HOME": os.fsencode(home.folder)})
+    os.chdir(home.project)
+    (home.folder / ".cache/runcode/attachments").chmod(0o777)
+    assert hot_connect.run(["runcode", "connect", "7"]) is None
