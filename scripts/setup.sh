@@ -28,6 +28,8 @@ need rsync command -v rsync
 # Login shells that people have on boxes: the tests of `exec` run through each.
 need zsh command -v zsh
 need fish command -v fish
+# Small boxes (Alpine) have these programs instead of coreutils and tar: the tests of files run through them too.
+need busybox command -v busybox
 # A workspace of the local runtime has the host's /usr: python3 and its venv are for it as well.
 need python3-venv /usr/bin/python3 -c 'import ensurepip, venv'
 
