@@ -17,6 +17,8 @@ from runcode.cli.hot_state import (
     Unusual,
     find_agent,
     find_attached,
+    find_base,
+    find_folders,
     find_session,
     is_number,
     is_workdir,
@@ -27,10 +29,10 @@ from runcode.core.remote_command import render_exec
 
 def run(argv: list[str]) -> int | None:
     try:
-        home, timeout_s, words = _parse(argv)
+        home, timeout_s, workspace, words = _parse(argv)
         for number in (0, 1, 2):
             posix.fstat(number)
-        session = _find_session()
+        session = _find_session(workspace)
         encoding = sys.getfilesystemencoding()
         control_path = session[b"control_path"].decode(encoding, "surrogateescape")
         config_path = (session[b"folder"] + b"/config").decode(encoding, "surrogateescape")
@@ -59,34 +61,43 @@ def run(argv: list[str]) -> int | None:
     return result
 
 
-def _parse(argv: list[str]) -> tuple[bool, float | None, list[str]]:
-    """`exec [--home] [--timeout N] -- CMD…` → (home, seconds, words)."""
-    home, timeout_s, at = False, None, 2
+def _parse(argv: list[str]) -> tuple[bool, float | None, bytes, list[str]]:
+    """`exec [--home] [--timeout N] [--workspace ID] -- CMD…` → (home, seconds, id or nothing, words)."""
+    home, timeout_s, workspace, at = False, None, b"", 2
     while argv[at : at + 1] != ["--"]:
         option = argv[at] if at < len(argv) else ""
         if option == "--home":
             home = True
-        elif option == "--timeout" and at + 1 < len(argv) and len(argv[at + 1]) <= 9:
+        elif option in ("--timeout", "--workspace") and at + 1 < len(argv) and len(argv[at + 1]) <= 9:
             at += 1
-            if not is_number(argv[at].encode("ascii", "replace")):
+            number = argv[at].encode("ascii", "replace")
+            if not is_number(number):
                 raise Unusual
-            timeout_s = float(argv[at])
+            if option == "--timeout":
+                timeout_s = float(number)
+            else:
+                workspace = number
         else:
             raise Unusual
         at += 1
     words = argv[at + 1 :]
     if not words:
         raise Unusual
-    return home, timeout_s, words
+    return home, timeout_s, workspace, words
 
 
-def _find_session() -> dict[bytes, bytes]:
+def _find_session(workspace: bytes) -> dict[bytes, bytes]:
+    """The session of the workspace that was named by its id, else of the attached one."""
     environ = posix.environ
-    if environ.get(b"RUNCODE_WORKSPACE"):
-        raise Unusual
-    agent_session, in_agent = find_agent(environ)
-    attached = find_attached(environ, agent_session, in_agent, posix.getcwdb())
-    session = None if attached is None else find_session(environ, attached[0], attached[2])
+    workspace = workspace or environ.get(b"RUNCODE_WORKSPACE", b"")
+    if workspace:
+        if not is_number(workspace):
+            raise Unusual
+        session = find_session(environ, int(workspace), find_base(environ, find_folders(environ)[0]))
+    else:
+        agent_session, in_agent = find_agent(environ)
+        attached = find_attached(environ, agent_session, in_agent, posix.getcwdb())
+        session = None if attached is None else find_session(environ, attached[0], attached[2])
     if session is None or int(session[b"expires_at"]) - int(time.time()) <= RENEW_BEFORE_EXPIRY_S:
         raise Unusual
     if not is_workdir(session[b"workdir"]) or not session[b"control_path"].startswith(b"/"):

@@ -260,10 +260,10 @@ def test_a_session_near_its_end_is_renewed_by_the_full_client(home: Home, monkey
     monkeypatch.setattr("posix.environ", {b"HOME": os.fsencode(home.folder)})
     now = time.time()
     os.chdir(home.project)
-    assert hot_exec._find_session()[b"user"] == b"box-7"
+    assert hot_exec._find_session(b"")[b"user"] == b"box-7"
     monkeypatch.setattr("time.time", lambda: now + 1800 - 89)
     with pytest.raises(hot_state.Unusual):
-        hot_exec._find_session()
+        hot_exec._find_session(b"")
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,9 @@ def test_a_session_near_its_end_is_renewed_by_the_full_client(home: Home, monkey
         ["exec", "--"],
         ["exec", "true"],
         ["exec", "--tty", "--", "true"],
-        ["exec", "--workspace", "7", "--", "true"],
+        ["exec", "--workspace", "box-7", "--", "true"],
+        ["exec", "--workspace", "0", "--", "true"],
+        ["exec", "--workspace", "--", "true"],
         ["exec", "--timeout", "--", "true"],
         ["exec", "--timeout", "0", "--", "true"],
         ["exec", "--timeout", "0.5", "--", "true"],
@@ -294,9 +296,12 @@ def test_the_plain_command_lines_are_read_as_the_full_client_reads_them() -> Non
         ["--home", "--", "ls"],
         ["--timeout", "30", "--home", "--", "--timeout", "9"],
         ["--home", "--timeout", "5", "--", ""],
+        ["--workspace", "7", "--", "ls"],
     ):
         options = full.parse(words)
-        assert hot_exec._parse(["runcode", "exec", *words]) == (options.home, options.timeout, options.command)
+        named = (options.workspace or "").encode()
+        expected = (options.home, options.timeout, named, options.command)
+        assert hot_exec._parse(["runcode", "exec", *words]) == expected
 
 
 @pytest.mark.parametrize(
@@ -366,3 +371,23 @@ def test_connect_in_a_folder_that_others_may_write_to_is_the_full_clients(
     os.chdir(home.project)
     (home.folder / ".cache/runcode/attachments").chmod(0o777)
     assert hot_connect.run(["runcode", "connect", "7"]) is None
+
+
+def test_a_workspace_that_is_named_by_its_id_is_that_one(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    crowd(home)
+    os.chdir(home.project)
+    environ = {b"HOME": os.fsencode(home.folder), b"CLAUDE_CODE_SESSION_ID": b"one"}
+    monkeypatch.setattr("posix.environ", environ)
+    assert hot_exec._find_session(b"")[b"user"] == b"box-1"
+    assert hot_exec._find_session(b"5")[b"user"] == b"box-5"
+    environ[b"RUNCODE_WORKSPACE"] = b"2"
+    assert hot_exec._find_session(b"")[b"user"] == b"box-2"
+    assert hot_exec._find_session(b"5")[b"user"] == b"box-5"
+    for unusual in (b"box-2", b"02", b"99", b"-1"):
+        environ[b"RUNCODE_WORKSPACE"] = unusual
+        with pytest.raises(hot_state.Unusual):
+            hot_exec._find_session(b"")
+    environ[b"RUNCODE_WORKSPACE"] = b"2"
+    environ[b"RUNCODE_API_BASE"] = OTHER.encode()
+    with pytest.raises(hot_state.Unusual):
+        hot_exec._find_session(b"")
