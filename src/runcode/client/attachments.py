@@ -131,9 +131,9 @@ def _find_only_one(settings: Settings) -> Attachment | None:
         session = find_session(settings, one.workspace_id)
         if session is not None and session.remaining_s() > 0:
             everyone.append(one)
-    ids = sorted({one.workspace_id for one in everyone})
-    if len(ids) > 1:
-        listed = ", ".join(f"{one.workspace_id} ({one.title})" for one in everyone)
+    titles = {one.workspace_id: one.title for one in everyone}
+    if len(titles) > 1:
+        listed = ", ".join(f"{number} ({title})" for number, title in sorted(titles.items()))
         raise RunCodeError("ambiguous", f"several workspaces are attached, none of them here: {listed}")
     return everyone[0] if everyone else None
 
@@ -174,7 +174,7 @@ def _parse(raw: bytes | None) -> Attachment | None:
         return None
     try:
         key = json.loads(lines[2])
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     digits = lines[4].isdigit() and len(lines[4]) <= 19 and lines[6].isdigit() and len(lines[6]) <= 19
     if not isinstance(key, str) or not digits or not names.is_title(lines[5]):
