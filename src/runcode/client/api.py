@@ -14,6 +14,7 @@ comes back is parsed by `core` or is an error with a code.
 
 from __future__ import annotations
 
+import io
 import json
 import time
 
@@ -24,7 +25,9 @@ from runcode.core.errors import RunCodeError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import http.client
+    import socket
     from collections.abc import Mapping
+    from typing import Any
 
     from runcode.core.wire import Workspace
 
@@ -145,6 +148,7 @@ class Api:
             headers["Content-Type"] = "application/json"
         connection = self._connect()
         try:
+            _set_deadline(connection, time.monotonic() + REPLY_TIMEOUT_S)
             connection.request(method, target, body=body, headers=headers)
             reply = connection.getresponse()
             self.server_date = reply.getheader("Date")
@@ -175,7 +179,7 @@ class Api:
 
     def _parse(self, status: int, raw_reply: bytes) -> object:
         try:
-            body = json.loads(raw_reply)
+            body = json.loads(raw_reply, object_pairs_hook=_read_object)
         except (ValueError, RecursionError):
             body = None
         if not 200 <= status < 300:
@@ -183,6 +187,14 @@ class Api:
         if body is None:
             raise RunCodeError("http_error", "the server's answer is not JSON")
         return body
+
+
+def _read_object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Raises ValueError for a name that stands twice: two readers would take different values for it."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice")
+    return found
 
 
 def find_proxy(environ: Mapping[str, str], authority: str) -> tuple[str, dict[str, str]] | None:
@@ -214,17 +226,63 @@ def find_proxy(environ: Mapping[str, str], authority: str) -> tuple[str, dict[st
 def _read_bounded(reply: http.client.HTTPResponse) -> bytes:
     if reply.getheader("Content-Encoding", "identity").lower() != "identity":
         raise RunCodeError("http_error", "the server's answer is compressed, and nobody asked for that")
-    deadline = time.monotonic() + REPLY_TIMEOUT_S
     parts: list[bytes] = []
     size = 0
     while chunk := reply.read1(64 * 1024):
         size += len(chunk)
         if size > REPLY_MAX:
             raise RunCodeError("http_error", "the server's answer is too large")
-        if time.monotonic() > deadline:
-            raise RunCodeError("network", "the server's answer takes too long")
         parts.append(chunk)
+    if reply.length:
+        raise RunCodeError("network", "the server's answer was cut short")
     return b"".join(parts)
+
+
+def _set_deadline(connection: http.client.HTTPConnection, deadline: float) -> None:
+    """Head and body of every reply on this connection, a proxy's too, are read until then and no longer.
+
+    `http.client` would read for ever from whoever sends one header, or one
+    `100 Continue`, after the other.
+    """
+    import http.client
+
+    def make_response(source: socket.socket, *arguments: Any, **options: Any) -> http.client.HTTPResponse:
+        timed: Any = _TimedSource(source, deadline)
+        return http.client.HTTPResponse(timed, *arguments, **options)
+
+    connection.response_class = make_response  # type: ignore[assignment]
+
+
+class _TimedSource:
+    """Stands for the socket from which a reply is read."""
+
+    def __init__(self, source: socket.socket, deadline: float) -> None:
+        self._source, self._deadline = source, deadline
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        timed = _TimedReader(self._source, self._deadline)
+        return io.BufferedReader(timed)
+
+
+class _TimedReader(io.RawIOBase):
+    def __init__(self, source: socket.socket, deadline: float) -> None:
+        self._source, self._deadline = source, deadline
+        self._raw = source.makefile("rb", buffering=0)
+        self._silence_s = source.gettimeout()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        left_s = self._deadline - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        self._source.settimeout(left_s if self._silence_s is None else min(left_s, self._silence_s))
+        return self._raw.readinto(buffer) or 0
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
 
 
 def _reason(error: Exception) -> str:

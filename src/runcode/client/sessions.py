@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 RENEW_BEFORE_EXPIRY_S = 90
 # A Date header has whole seconds and is as old as the call.
 CLOCK_SKEW_MIN_S = 10
+# Later than any time that is shown; what a calendar cannot express is not ours.
+_TIME_MAX = 2**40
 _FOLDER_NAME = re.compile(r"ws-([1-9][0-9]{0,18})")
 _GENERATION = re.compile(r"[0-9a-f]{16}")
 
@@ -292,7 +294,10 @@ def _write_material(session: Session, bundle: ConnectionBundle, new_key: str, pu
         null_device=platform.null_device,
     )
     config = render_ssh_config(target)
-    os.replace(new_key, identity)
+    try:
+        os.replace(new_key, identity)
+    except OSError as error:
+        raise RunCodeError("io_error", f"cannot write {identity}: {error.strerror}") from error
     write_private_file(identity + ".pub", f"{public_key}\n".encode())
     remove_file(certificate)
     if bundle.certificate is not None:
@@ -327,7 +332,9 @@ def _parse(raw: bytes | None, folder: str) -> Session | None:
     times = (stored.get("workspace_id"), stored.get("expires_at"), stored.get("minted_at"))
     if not all(type(value) is int and 0 < value < 2**63 for value in times):
         return None
-    if type(skew_s) is not int or abs(skew_s) >= 2**63:
+    if stored["expires_at"] >= _TIME_MAX or stored["minted_at"] >= _TIME_MAX:
+        return None
+    if type(skew_s) is not int or abs(skew_s) >= _TIME_MAX:
         return None
     if not isinstance(control_path, str) or not os.path.isabs(control_path):
         return None

@@ -17,11 +17,14 @@ import re
 from runcode.core.errors import RunCodeError
 from runcode.core.values import Value
 
-# The directives that run a program, read another file, or change what ssh trusts.
+# The directives that run a program, load a library, read another file, or take ssh another way.
 _TRIPWIRES = frozenset(
-    ("proxycommand", "localcommand", "permitlocalcommand", "knownhostscommand", "include", "match", "exec")
+    (
+        *("proxycommand", "localcommand", "permitlocalcommand", "knownhostscommand", "include", "match", "exec"),
+        *("proxyjump", "pkcs11provider", "smartcarddevice", "securitykeyprovider", "xauthlocation"),
+    )
 )
-_WORD = re.compile(r"[A-Za-z]+")
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9]*")
 _UNQUOTABLE = re.compile(r'[\x00-\x1f\x7f"]')
 
 
