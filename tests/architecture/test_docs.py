@@ -98,6 +98,17 @@ def test_the_worst_ones_say_to_stop_and_report() -> None:
         assert word in part, word
 
 
+# ---------------------------------------------------------------- architecture
+
+
+def test_the_architecture_page_knows_every_room() -> None:
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    for init in SOURCES.rglob("__init__.py"):
+        room = init.parent.relative_to(SOURCES)
+        if room.parts and "migrations" not in room.parts:
+            assert f"`{room.name}`" in page or f"`{room.as_posix()}`" in page or f"{room.as_posix()}/" in page, room
+
+
 # ---------------------------------------------------------------- what pages point at
 
 
