@@ -24,13 +24,18 @@ STATE = {
     "runcode.cli",
     "runcode.cli.hot_state",
     "runcode.client",
-    "runcode.client.mux",
-    "_socket",
+    "runcode.client.ownership",
     "runcode.core",
     "runcode.core.digests",
     "_sha256" if sys.version_info < (3, 12) else "_sha2",
 }
-EXEC = STATE | {"runcode.cli.hot_exec", "runcode.core.remote_command", "runcode.core.shellwords"}
+EXEC = STATE | {
+    "runcode.cli.hot_exec",
+    "runcode.client.mux",
+    "_socket",
+    "runcode.core.remote_command",
+    "runcode.core.shellwords",
+}
 STATUSLINE = STATE | {"runcode.cli.hot_statusline", "runcode.cli.statusline_text", "_json"}
 
 

@@ -21,7 +21,7 @@ from runcode.cli.hot_state import (
     is_number,
     render_attachment,
 )
-from runcode.client.mux import is_ours
+from runcode.client.ownership import is_ours
 
 # Above it `client.attachments` clears away what ended agent sessions left.
 _FILES_KEPT = 50

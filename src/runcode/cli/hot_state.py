@@ -15,7 +15,7 @@ used.
 
 import posix
 
-from runcode.client.mux import is_ours
+from runcode.client.ownership import is_ours
 from runcode.core.digests import sha256_hex
 
 DEFAULT_API_BASE = b"https://app.runcode.io"

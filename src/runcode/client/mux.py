@@ -22,6 +22,8 @@ import posix
 import sys
 import time
 
+from runcode.client.ownership import is_ours
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import signal as _signal
@@ -59,20 +61,11 @@ _EXIT = 0x80000004
 _ALIVE = 0x80000005
 _NO_ESCAPE = 0xFFFFFFFF
 
-_TYPE_MASK, _IS_FOLDER, _IS_SOCKET = 0o170000, 0o040000, 0o140000
+_TYPE_MASK, _IS_SOCKET = 0o170000, 0o140000
 
 
 # Sockets of masters that did not say hello: one call of the CLI waits for each of them once.
 _stopped: set[tuple[int, int]] = set()
-
-
-def is_ours(folder: str | bytes) -> bool:
-    """Is there a real folder at this path that is ours and that nobody else can write to?"""
-    try:
-        status = posix.lstat(folder)
-    except OSError:
-        return False
-    return status.st_mode & _TYPE_MASK == _IS_FOLDER and status.st_uid == posix.geteuid() and not status.st_mode & 0o022
 
 
 class Master:
