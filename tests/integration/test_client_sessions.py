@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from runcode.client import workspaces
+from runcode.client.api import Api
+from runcode.client.settings import load_settings
+from runcode.core.errors import RunCodeError
 from support.client_standin import TITLE, TOKEN, ControlPlane, Person, service, signed_in
 
 
@@ -259,6 +263,29 @@ def test_start_that_takes_too_long_is_not_ready(person: Person, plane: ControlPl
     plane.states[42] = "stopped"
     plane.boot_polls = 10_000
     assert person.json("connect", "42", "--start", "--timeout", "0.6", expect=1)["error"] == "not_ready"
+
+
+def test_a_workspace_that_stays_stopped_after_its_start_is_told_before_the_timeout(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody stopped it before our first look: to start it once more would override that person."""
+    plane.states[42] = "stopped"
+    plane.overrides["/api/rc/workspace/start"] = (200, {}, b'{"error": false}')
+    monkeypatch.setattr(workspaces, "STOPPED_PATIENCE_S", 0.3)
+    api = Api(plane.base, TOKEN)
+    try:
+        with pytest.raises(RunCodeError) as caught:
+            workspaces.start_and_mint(
+                load_settings(os.environ, api_base=plane.base),
+                workspaces.resolve("42", api),
+                api,
+                deadline=time.monotonic() + 60,
+                notice=lambda _: None,
+            )
+    finally:
+        del plane.overrides["/api/rc/workspace/start"]
+    assert caught.value.code == "start_failed"
+    assert [path for _, path in plane.requests].count("/api/rc/workspace/start?workspace_id=42") == 1
 
 
 def test_a_refused_start_and_stop_pass_the_servers_reason_on(person: Person, plane: ControlPlane) -> None:

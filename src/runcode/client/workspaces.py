@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 POLL_FIRST_S = 0.2
 POLL_MAX_S = 2.0
+# How long a server may take to say that a workspace which it was told to start is no longer stopped.
+STOPPED_PATIENCE_S = 30.0
 _NOTICE_EVERY_S = 10.0
 
 
@@ -113,6 +115,7 @@ def start_and_mint(
     progress = Progress(f"starting {name}", notice)
     pause_s = POLL_FIRST_S
     seen_working = False
+    began = time.monotonic()
     while True:
         try:
             session, reused = sessions.load_session(
@@ -126,6 +129,9 @@ def start_and_mint(
             state = next((one.state for one in api.list_workspaces() if one.id == listed.id), None)
             if state == STOPPED and seen_working:
                 raise RunCodeError("start_failed", f"{name} was starting and stopped again")
+            if state == STOPPED and time.monotonic() - began > STOPPED_PATIENCE_S:
+                # Somebody stopped it before our first look, say. Starting it again would override that person.
+                raise RunCodeError("start_failed", f"{name} was told to start, and is still stopped")
             seen_working = seen_working or (state is not None and state != STOPPED)
         if time.monotonic() + pause_s > deadline:
             raise RunCodeError("not_ready", f"{name} is not running yet")
