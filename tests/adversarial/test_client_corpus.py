@@ -13,6 +13,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from adversarial.corpus import boxes, bundles, directives, lists, local_states, 
 from adversarial.corpus.bench import LIST_PATH, MINT_PATH, CorpusPlane, Decoy, Victim, victim
 from adversarial.corpus.bundles import GOOD, HOST, PORT, USER
 from adversarial.corpus.local_states import State
-from runcode.client import api
+from runcode.client import api, openssh, processes, sessions
+from runcode.client.settings import load_settings
 from support.client_standin import TITLE, TOKEN, ControlPlane, service
 
 SESSION_FILES = (
@@ -157,6 +159,8 @@ def test_a_reply_without_end_ends(
     monkeypatch.setattr(api, "REPLY_TIMEOUT_S", 0.3)
     plane.drips = case
     person.run("list", expect="network", here=True)
+    if case[1]:
+        assert plane.left_early.wait(60)
 
 
 @cases(replies.MESSAGES)
@@ -184,6 +188,8 @@ def test_a_redirect_leads_nowhere_else(
         # A mint is a POST: it is not turned into something else either.
         plane.wire[MINT_PATH] = plane.wire.pop(LIST_PATH)
         person.run(*CONNECT, expect="insecure_base" if code == "insecure_base" else "http_error", here=True)
+        if status.startswith("302") and location is not None:
+            assert [path for verb, path in plane.requests if verb == "POST"] == [MINT_PATH]
     assert decoy.received == []
     assert len(plane.requests) < 40
 
@@ -396,6 +402,48 @@ def victim_of(tmp_path: Path, served: ControlPlane) -> Any:
     from support.client_standin import signed_in
 
     return signed_in(tmp_path / "person", served)
+
+
+def test_an_unforeseen_exception_tells_no_secret(person: Victim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its text goes to a private file, without the token; never to the terminal."""
+
+    def fail(*_arguments: object, **_named: object) -> None:
+        raise LookupError(f"\x1b]52;c;x\x07 Authorization: Token {TOKEN}")
+
+    monkeypatch.setattr(api.Api, "list_workspaces", fail)
+    errors = (".cache/runcode/errors", ".cache/runcode/errors/*.log")
+    for words in (("list",), ("list", "--json")):
+        said = person.run(*words, expect="internal", changes=errors, here=True)
+        assert b"Authorization" not in said.stdout + said.stderr
+    (first, *_) = (person.home / ".cache" / "runcode" / "errors").iterdir()
+    assert "LookupError" in first.read_text()
+    assert first.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_master_that_hangs_up_makes_ssh_open_nothing_of_its_own(tmp_path: Path) -> None:
+    """ssh with `ControlMaster auto` would connect by itself and run the command there: perhaps a second time."""
+    with service(tmp_path / "service") as served, victim_of(tmp_path, served) as person:
+        assert served.sshd is not None
+        person.runcode("connect", "42")
+        settings = load_settings(person.environment, api_base=served.base)
+        (session,) = sessions.list_sessions(settings)
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(session.control_path)
+            listening.listen()
+
+            def hang_up() -> None:
+                taken, _ = listening.accept()
+                taken.recv(1)
+                taken.close()
+
+            threading.Thread(target=hang_up, daemon=True).start()
+            outcome, status = openssh.run(
+                session, f"touch {served.workdir}/ran", person.environment, lambda pid: processes.wait(pid, 60) or 0
+            )
+        # It said too little to prove that nothing ran: then nothing is tried again either.
+        assert (outcome, status) == (openssh.STARTED, 255)
+        assert served.sshd.count_logins() == 0
+        assert os.listdir(served.workdir) == []
 
 
 # ---------------------------------------------------------------- the box

@@ -45,12 +45,14 @@ class CorpusPlane(ControlPlane):
     def __init__(self) -> None:
         self.wire: dict[str, bytes] = {}
         self.drips: tuple[bytes, bytes] | None = None
+        self.left_early = threading.Event()
         self.changes: dict[str, Any] = {}
         super().__init__(None, Path("/nowhere"))
         self.own = [self.workspace(42, "royal-tree", custom_title="Billing")]
 
     def forget(self) -> None:
         self.wire, self.changes, self.overrides, self.drips = {}, {}, {}, None
+        self.left_early.clear()
         self.requests, self.tokens_seen, self.mint_requests = [], [], []
 
     def mint(self, body: dict[str, Any]) -> dict[str, object]:
@@ -67,9 +69,18 @@ class CorpusPlane(ControlPlane):
         handler.close_connection = True
         with contextlib.suppress(OSError):
             handler.wfile.write(raw)
-            while self.drips is not None:
+            self.drip(handler)
+
+    def drip(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        """The same piece again and again for ten seconds; `left_early` is set when the client did not stay."""
+        ends_at = time.monotonic() + 10
+        while self.drips is not None and time.monotonic() < ends_at:
+            try:
                 handler.wfile.write(self.drips[1])
-                time.sleep(0.02)
+            except OSError:
+                self.left_early.set()
+                return
+            time.sleep(0.02)
 
 
 class Decoy:
@@ -239,6 +250,7 @@ class Victim:
             ("{out}", str(self.out)),
             ("{base}", self.plane.base),
             ("{path}", BARE_PATH),
+            ("{token}", TOKEN),
         ):
             text = text.replace(name, value)
         return text

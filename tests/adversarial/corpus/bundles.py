@@ -145,6 +145,7 @@ _NO_KEY: dict[str, Any] = {
     "lying-length": f"{_PLAIN} {keys.LYING_LENGTH}",
     "wrong-curve": f"{_PLAIN} {keys.WRONG_CURVE}",
     "compressed-point": f"{_PLAIN} {keys.COMPRESSED_POINT}",
+    "odd-point": f"{_PLAIN} {keys.ODD_POINT}",
     "unknown-curve": f"{_PLAIN} {keys.UNKNOWN_CURVE}",
     "no-base64": f"{_PLAIN} ssh-ed25519",
     "not-base64": f"{_PLAIN} ssh-ed25519 ????",

@@ -34,6 +34,7 @@ ED25519_TAIL = key_line("ssh-ed25519", bytes(range(32)), tail=b"\0")
 RENAMED = key_line("ssh-ed25519", bytes(range(32)), inner="ssh-ed25518")
 WRONG_CURVE = key_line("ecdsa-sha2-nistp256", b"nistp384", POINT_256)
 COMPRESSED_POINT = key_line("ecdsa-sha2-nistp256", b"nistp256", b"\x02" + bytes(32))
+ODD_POINT = key_line("ecdsa-sha2-nistp256", b"nistp256", b"\x02" + bytes(range(64)))
 UNKNOWN_CURVE = key_line("ecdsa-sha2-nistk163", b"nistk163", POINT_256)
 CUT = ED25519[:-8]
 _LYING = string(b"ssh-ed25519") + bytes((255, 255, 255, 255))

@@ -210,6 +210,10 @@ SESSIONS: dict[str, State] = {
             "nul": b"\0" * 100,
         }.items()
     },
+    "session: in a folder open to all": State((("session", {}), ("mode", _WS, 0o777)), STATUS, None, says=b"[]"),
+    "session: in a folder of somebody else's": State(
+        (("session", {}), ("owner", _WS, STRANGER)), STATUS, None, says=b"[]"
+    ),
     "session: hostile workdir": State((("session", {"workdir": "/a;$(id)\n"}),), CURRENT, None, says=b"royal-tree"),
     **{
         f"status line: web url with {name}": State(
@@ -244,7 +248,12 @@ SESSIONS: dict[str, State] = {
 _PLANTED = f"{_CACHE}/attachments/folder-{{project}}"
 ATTACHMENTS: dict[str, State] = {
     **{
-        f"attachment: {name}": State((("session", {}), ("attachment", changes)), CURRENT, "not_attached")
+        f"attachment: {name}": State(
+            # In an agent: a plain terminal may take the only one that there is, wherever it was made.
+            (("environment", "CLAUDECODE", "1"), ("session", {}), ("attachment", changes)),
+            CURRENT,
+            "not_attached",
+        )
         for name, changes in {
             "another header": {0: "runcode-attachment 9"},
             "unknown scope": {1: "world"},
@@ -258,13 +267,13 @@ ATTACHMENTS: dict[str, State] = {
             "time is a word": {6: "now"},
             "a line more": {6: "1\nmore"},
             "64 kilobytes": {5: "a" * 65536},
+            "another folder's": {2: '"/somewhere"'},
             "key is deep": {2: "[" * 60_000},
         }.items()
     },
 }
 
 # Variables that a repository or another program sets.
-_DETACHED = (("environment", "CLAUDECODE", "1"),)
 ENVIRONMENT: dict[str, State] = {
     **{
         f"agent session: {name}": State(
@@ -303,6 +312,17 @@ ENVIRONMENT: dict[str, State] = {
         CONNECT,
         None,
         (".cache", _CACHE, _WS, *_NEW_SESSION),
+    ),
+    # What we start is not told the token: it would stand in its environment for everybody of this user to see.
+    "RUNCODE_TOKEN: what is started does not hear it": State(
+        (
+            ("file", "{out}/bin/ssh-keygen", b'#!/bin/sh\nenv >"$HOME/heard"\nexec /usr/bin/ssh-keygen "$@"\n', 0o755),
+            ("environment", "PATH", "{out}/bin:{path}"),
+            ("environment", "RUNCODE_TOKEN", "{token}"),
+        ),
+        CONNECT,
+        None,
+        ("heard", ".cache", _CACHE, _WS, *_NEW_SESSION),
     ),
     "PATH: nothing": State((("environment", "PATH", ""),), CONNECT, "missing_program"),
     "LD_PRELOAD-like names": State(
