@@ -181,24 +181,25 @@ def sweep(folder: str, prefix: str) -> None:
                         os.unlink(path)
                 finally:
                     os.close(descriptor)
-            elif name.startswith(prefix):
-                _knock(path)
-        except ConnectionRefusedError:
-            os.unlink(path)
+            elif name.startswith(prefix) and not _is_served(path):
+                os.unlink(path)
         except OSError:
-            continue  # in use, or gone by now
+            continue  # in use, gone by now, or a folder, which is not ours to remove
 
 
-def _knock(path: str) -> None:
-    """Raises ConnectionRefusedError when nobody serves this socket."""
+def _is_served(path: str) -> bool:
+    """Does anybody listen on this socket? Raises OSError when that cannot be told."""
     import _socket
 
     probe = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
         probe.setblocking(False)
         probe.connect(path)
+    except ConnectionRefusedError:
+        return False
     finally:
         probe.close()
+    return True
 
 
 def _try_lock(descriptor: int, *, exclusively: bool) -> bool:
