@@ -172,6 +172,7 @@ class Soak:
         if not self._ending.is_set():
             with self._lock:
                 self.faults.append(f"at {time.monotonic() - self._began:.0f} s: {text}")
+                say(f"soak: fault {self.faults[-1]}")
 
     def _note(self, name: str) -> None:
         with self._lock:
@@ -237,7 +238,10 @@ class Soak:
                     self._note("forward")
                 elif self.excused_until.get(title, 0.0) < time.monotonic() - 60:
                     ended = tunnel.poll()
-                    self._fault(f"a forward did not answer for {time.monotonic() - began:.0f} s (ssh: {ended})")
+                    tunnel.kill()
+                    said = tunnel.stderr.read()[-300:] if tunnel.stderr is not None else b""
+                    waited_s = time.monotonic() - began
+                    self._fault(f"a forward did not answer for {waited_s:.0f} s (ssh: {ended}, {said!r})")
 
     def _attach(self, rng: random.Random) -> None:
         laptop, title = rng.choice(self.laptops[:2]), rng.choice(STEADY)

@@ -89,7 +89,8 @@ def assert_strict_config(person: Victim, host_keys: list[str]) -> None:
     said = dict(line.split(None, 1) for line in lines)
     assert (said["HostName"], said["Port"], said["User"]) == (HOST, str(PORT), USER)
     assert (folder / "known_hosts").read_text() == "".join(f"[{HOST}]:{PORT} {key}\n" for key in host_keys)
-    for name in ("config", "known_hosts", "id_ed25519", "session.json"):
+    (key,) = (file.name for file in folder.glob("id_ed25519-*") if file.suffix != ".pub")
+    for name in ("config", "known_hosts", key, "session.json"):
         assert (folder / name).stat().st_mode & 0o7777 == 0o600
 
 
@@ -347,7 +348,8 @@ def test_a_home_whose_name_ssh_would_read_as_more(tmp_path: Path, plane: CorpusP
             ["ssh", "-G", "-F", folder / "config", f"runcode-{USER}"], capture_output=True, check=True, timeout=60
         ).stdout.decode("utf-8", "surrogateescape")
         told = dict(line.split(" ", 1) for line in shown.splitlines() if " " in line)
-        assert told["identityfile"].replace("%%", "%") == str(folder / "id_ed25519")
+        (key,) = (file for file in folder.glob("id_ed25519-*") if file.suffix != ".pub")
+        assert told["identityfile"].replace("%%", "%") == str(key)
         # This one ssh shows after it has expanded it.
         assert told["userknownhostsfile"] == str(folder / "known_hosts")
         assert not {"proxycommand", "localcommand", "knownhostscommand"} & set(told)

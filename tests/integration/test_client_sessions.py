@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -96,13 +97,15 @@ def test_ssh_sees_a_strict_isolated_config(person: Person) -> None:
     assert (options["identitiesonly"], options["batchmode"], options["user"]) == ("yes", "yes", TITLE)
     assert options["userknownhostsfile"] == str(folder / "known_hosts")
     assert options["globalknownhostsfile"] == "/dev/null"
-    assert options["identityfile"] == str(folder / "id_ed25519")
+    identity = Path(options["identityfile"])
+    assert identity.parent == folder
+    assert identity.name.startswith("id_ed25519-")
     assert options["controlpath"].startswith(str(person.runtime))
     assert len(options["controlpath"]) + 17 <= 103
     assert "proxycommand" not in options
     assert oct(folder.stat().st_mode)[-3:] == "700"
     names = {file.name for file in folder.iterdir()}
-    assert names == {"id_ed25519", "id_ed25519.pub", "known_hosts", "config", "session.json"}
+    assert names == {identity.name, f"{identity.name}.pub", "known_hosts", "config", "session.json"}
     assert {oct(file.stat().st_mode)[-3:] for file in folder.iterdir()} == {"600"}
     assert not (person.home / ".ssh").exists()
 
@@ -110,9 +113,27 @@ def test_ssh_sees_a_strict_isolated_config(person: Person) -> None:
 def test_only_the_public_key_travels(person: Person, plane: ControlPlane) -> None:
     person.runcode("connect", "42", "--ttl", "600", environment={"RUNCODE_CLIENT": "my-agent"})
     request = plane.mint_requests[0]
-    assert request["public_key"] == (person.session_folder() / "id_ed25519.pub").read_text().strip()
+    (public,) = person.session_folder().glob("id_ed25519-*.pub")
+    assert request["public_key"] == public.read_text().strip()
     assert (request["ttl"], request["client"]) == (600, "my-agent")
     assert "PRIVATE" not in json.dumps(request)
+
+
+def test_a_re_mint_changes_no_key_under_an_ssh_that_is_just_starting(person: Person) -> None:
+    """ssh reads the public half when it starts and the private one when it signs."""
+    person.json("connect", "42")
+    seen = []
+    for _ in range(3):
+        keys = {file.name: file.read_bytes() for file in person.session_folder().glob("id_ed25519-*")}
+        config = (person.session_folder() / "config").read_text()
+        seen.append(re.search(r"id_ed25519-[0-9a-f]{16}", config)[0])  # type: ignore[index]
+        assert seen[-1] in keys
+        person.json("connect", "42", "--force")
+        for name in (seen[-1], f"{seen[-1]}.pub"):
+            assert (person.session_folder() / name).read_bytes() == keys[name]
+    assert len(set(seen)) == 3
+    # And no more than that one older pair is kept.
+    assert len(list(person.session_folder().glob("id_ed25519-*"))) == 4
 
 
 def test_a_hundred_first_calls_mint_once_and_open_one_master(person: Person, plane: ControlPlane) -> None:

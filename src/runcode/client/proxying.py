@@ -61,7 +61,7 @@ def identity_paths(settings: Settings, workspace_id: int) -> tuple[str, ...]:
 def prepare(settings: Settings, workspace_id: int, make_api: Callable[[], Api]) -> tuple[Session, bool]:
     """A session whose key and host keys are where ssh will look for them; and whether it was there before."""
     session, reused = sessions.load_session(settings, workspace_id, make_api)
-    if os.path.exists(os.path.join(session.folder, "id_ed25519-cert.pub")):
+    if os.path.exists(session.certificate_path):
         # ssh has looked for certificates already, before there was this one; a plain key serves it.
         session, reused = sessions.load_session(settings, workspace_id, make_api, unless=session.generation)
     with sessions.lock_workspace(settings, workspace_id):
@@ -74,7 +74,7 @@ def prepare(settings: Settings, workspace_id: int, make_api: Callable[[], Api]) 
 
 def _place_key(session: Session) -> None:
     """The session's private key under that of the two names which was free."""
-    key = read_private_file(os.path.join(session.folder, "id_ed25519"))
+    key = read_private_file(session.identity_path)
     if key is None:
         raise RunCodeError("io_error", f"the session's key is missing in {session.folder}")
     paths = [os.path.join(session.folder, name) for name in KEY_NAMES]

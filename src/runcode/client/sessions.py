@@ -54,6 +54,7 @@ CLOCK_SKEW_MIN_S = 10
 _TIME_MAX = 2**40
 _FOLDER_NAME = re.compile(r"ws-([1-9][0-9]{0,18})")
 _GENERATION = re.compile(r"[0-9a-f]{16}")
+_IDENTITY = "id_ed25519-"
 
 
 class Session(Value):
@@ -86,6 +87,19 @@ class Session(Value):
     @property
     def config_path(self) -> str:
         return os.path.join(self.folder, "config")
+
+    @property
+    def identity_path(self) -> str:
+        """The private key, under a name of this generation.
+
+        ssh reads a public half when it starts and the private one when it signs: a
+        file that is replaced in between would make two halves of different keys.
+        """
+        return os.path.join(self.folder, f"{_IDENTITY}{self.generation}")
+
+    @property
+    def certificate_path(self) -> str:
+        return f"{self.identity_path}-cert.pub"
 
     def remaining_s(self) -> int:
         return self.expires_at - int(time.time())
@@ -213,6 +227,7 @@ def _lock(settings: Settings, workspace_id: int) -> FileLock:
 def _mint(settings: Settings, workspace_id: int, api: Api, ttl_s: int) -> Session:
     folder = ensure_private_folder(session_folder(settings, workspace_id))
     control_folder = ensure_control_folder(settings.environ)
+    before = find_session(settings, workspace_id)
     for name in os.listdir(folder):
         # We hold the workspace's lock, so these are of calls that were killed: a private key among them.
         if name.startswith("new-") or name.endswith(".tmp"):
@@ -241,6 +256,7 @@ def _mint(settings: Settings, workspace_id: int, api: Api, ttl_s: int) -> Sessio
             clock_skew_s=skew_s,
         )
         _write_material(session, bundle, new_key, public_key)
+        _remove_old_keys(folder, {generation} | ({before.generation} if before is not None else set()))
         return session
     finally:
         remove_file(new_key)
@@ -279,7 +295,7 @@ def _write_material(session: Session, bundle: ConnectionBundle, new_key: str, pu
     """Everything ssh needs, and `session.json` last: what a crash leaves before that is refused and re-minted."""
     from runcode.core.hostkeys import render_known_hosts
 
-    identity, certificate = (os.path.join(session.folder, name) for name in ("id_ed25519", "id_ed25519-cert.pub"))
+    identity, certificate = session.identity_path, session.certificate_path
     known_hosts = os.path.join(session.folder, "known_hosts")
     platform = platforms.current()
     target = SshTarget(
@@ -299,12 +315,18 @@ def _write_material(session: Session, bundle: ConnectionBundle, new_key: str, pu
     except OSError as error:
         raise RunCodeError("io_error", f"cannot write {identity}: {error.strerror}") from error
     write_private_file(identity + ".pub", f"{public_key}\n".encode())
-    remove_file(certificate)
     if bundle.certificate is not None:
         write_private_file(certificate, f"{bundle.certificate}\n".encode())
     write_private_file(known_hosts, render_known_hosts(bundle.host, bundle.port, bundle.host_keys).encode())
     write_private_file(session.config_path, config.encode())
     write_private_file(os.path.join(session.folder, "session.json"), _render(session))
+
+
+def _remove_old_keys(folder: str, kept: set[str]) -> None:
+    """The generation before stays one mint longer, for an ssh that has just read its name in the old config."""
+    for name in os.listdir(folder):
+        if name.startswith(_IDENTITY) and name[len(_IDENTITY) :][:16] not in kept:
+            remove_file(os.path.join(folder, name))
 
 
 def _socket_name(settings: Settings, workspace_id: int, generation: str) -> str:

@@ -90,8 +90,8 @@ FILES: dict[str, State] = {
         name: state._replace(steps=(("session", {}), *state.steps))
         for name, state in _file_states(f"{_WS}/session.json", STATUS).items()
     },
-    f"{_WS}/id_ed25519: a link": State(
-        (("folder", _WS, 0o700), ("file", "{out}/x", b"precious", 0o600), ("link", f"{_WS}/id_ed25519", "{out}/x")),
+    f"{_WS}/known_hosts: a link": State(
+        (("folder", _WS, 0o700), ("file", "{out}/x", b"precious", 0o600), ("link", f"{_WS}/known_hosts", "{out}/x")),
         CONNECT,
         None,
         _NEW_SESSION,
@@ -105,7 +105,9 @@ FILES: dict[str, State] = {
     f"{_WS}/known_hosts: a pipe": State(
         (("folder", _WS, 0o700), ("pipe", f"{_WS}/known_hosts")), CONNECT, None, _NEW_SESSION
     ),
-    f"{_WS}/id_ed25519: a folder": State((("folder", f"{_WS}/id_ed25519", 0o700),), CONNECT, "io_error", (f"{_WS}/*",)),
+    f"{_WS}/known_hosts: a folder": State(
+        (("folder", f"{_WS}/known_hosts", 0o700),), CONNECT, "io_error", (f"{_WS}/*",)
+    ),
     f"{_WS}/new-0: a link": State(
         (("folder", _WS, 0o700), ("file", "{out}/x", b"precious", 0o600), ("link", f"{_WS}/new-0", "{out}/x")),
         CONNECT,
