@@ -36,6 +36,12 @@ LIST_PATH = "/api/rc/workspaces"
 _STATUS_LINE_COLOURS = (b"\x1b[32m", b"\x1b[33m", b"\x1b[31m", b"\x1b[0m")
 # What `connect` makes before it knows that it is refused: empty folders and a lock.
 _BEFORE_A_REFUSAL = (".cache", ".cache/runcode", ".cache/runcode/ws-42", ".cache/runcode/ws-42.lock", "{run}/rc")
+# What a connect that succeeds writes.
+SESSION_FILES = (
+    ".cache/runcode/ws-42/*",
+    ".cache/runcode/attachments",
+    ".cache/runcode/attachments/*",
+)
 SSH_CONFIG = b"Host mine\n  Port 2200\n"
 
 

@@ -74,7 +74,7 @@ FOLDERS: dict[str, State] = {
     **_folder_states(_WS, CONNECT),
     **_folder_states("{run}/rc", CONNECT),
     **{
-        name: state._replace(steps=(("folder", f"{_CONFIG}/../kept", 0o700), ("remove", _CONFIG), *state.steps))
+        name: state._replace(steps=(("remove", _CONFIG), *state.steps))
         for name, state in _folder_states(_CONFIG, LOGIN).items()
     },
     **{
@@ -247,7 +247,6 @@ SESSIONS: dict[str, State] = {
         "unsafe_path",
     ),
 }
-_PLANTED = f"{_CACHE}/attachments/folder-{{project}}"
 ATTACHMENTS: dict[str, State] = {
     **{
         f"attachment: {name}": State(
