@@ -262,3 +262,10 @@ def test_shell_runs_in_the_project_folder(person: Person, plane: ControlPlane) -
     done = person.runcode("shell", "42", stdin=b"echo at-$((40+2)); pwd; exit 8\n", expect=8)
     assert b"at-42" in done.stdout
     assert str(plane.workdir).encode() in done.stdout
+
+
+def test_shell_without_a_terminal_ends_with_its_stdin(person: Person) -> None:
+    """An agent that starts it by mistake must not hang; a script on stdin runs."""
+    assert person.runcode("shell", "42").stdout == b""
+    done = person.runcode("shell", "42", stdin=b"echo at-$((40+2)); (exit 7)\n", expect=7)
+    assert done.stdout == b"at-42\n"

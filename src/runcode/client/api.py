@@ -93,7 +93,13 @@ class Api:
         request: dict[str, object] = {"public_key": public_key, "ttl": ttl_s, "client": client}
         if self._certificates:
             request["certificates"] = True
-        body = self._call("POST", f"/workspace/{workspace_id:d}/ssh-session", request)
+        try:
+            body = self._call("POST", f"/workspace/{workspace_id:d}/ssh-session", request)
+        except RunCodeError as error:
+            if error.code != "conflict":
+                raise
+            resolution = f"it must be running: `runcode connect {workspace_id:d} --start`"
+            raise RunCodeError("conflict", error.message, resolution=resolution) from error
         if not isinstance(body, dict) or body.get("error"):
             raise RunCodeError("http_error", wire.find_error_message(body) or "the server sent no bundle")
         return parse_bundle(body.get("bundle"))

@@ -55,7 +55,9 @@ def install_link(settings: Settings, program: str) -> bool:
         os.symlink(program, temporary)
         os.replace(temporary, path)
     except FileExistsError as error:
-        raise RunCodeError("conflict", f"{path} was made just now by somebody else") from error
+        raise RunCodeError(
+            "conflict", f"{path} was made just now by somebody else", resolution="move it away, then retry"
+        ) from error
     except OSError as error:
         raise RunCodeError("io_error", f"cannot link {path}: {error.strerror}") from error
     return True

@@ -80,13 +80,18 @@ class Remote:
         return watch.result(status)
 
     def shell(self, *, home: bool = False) -> int:
-        """An interactive login shell on this process's terminal; returns its exit status."""
+        """An interactive login shell on this process's terminal; returns its exit status.
+
+        Without a terminal it reads its commands from stdin and ends with it: a remote terminal
+        would never hear of that end.
+        """
         command = remote_command.render_shell(workdir=None if home else self.session.workdir)
+        tty = os.isatty(0)
         if not platforms.current().can_multiplex:
-            return self.run(command, direct.Watch(None, None).attend, tty=True)
+            return self.run(command, direct.Watch(None, None).attend, tty=tty)
         watch = Watch(None, None)
         with watch:
-            status = self.run(command, watch.attend, tty=True, pausing=watch.lifted)
+            status = self.run(command, watch.attend, tty=tty, pausing=watch.lifted)
         return watch.result(status)
 
     def run(

@@ -68,6 +68,26 @@ def render_exec(words: list[str], *, workdir: str | None, nonce: str) -> str:
     )
 
 
+def parse_exec(command: str) -> tuple[list[str], str | None] | None:
+    """What `render_exec` was given: (words, workdir); None for any text that it did not make, to the letter.
+
+    For whoever shows a recorded command. A client may send what merely looks like
+    ours: only a text that comes out again the same is taken apart.
+    """
+    import shlex
+
+    try:
+        argv = shlex.split(command)
+        request = shlex.split(argv[3].removeprefix("RUNCODE_EXEC="))
+        at = request.index("--") + 1
+        workdir = None if request[0] == "d=$HOME" else request[0].removeprefix("d=")
+        words, nonce = request[at:], argv[-1]
+        same = bool(words) and render_exec(words, workdir=workdir, nonce=nonce) == command
+    except (ValueError, IndexError):
+        return None
+    return (words, workdir) if same else None
+
+
 def render_signal(signal_name: str, nonce: str) -> str:
     """The remote command that signals the process group of the `render_exec` with this nonce.
 

@@ -302,8 +302,14 @@ def _greet(options: UpOptions, facts: dict[str, object]) -> None:
             say(f"first start: API token {facts['token']} (both are shown this once)")
         elif options.ready_file is not None:
             say(f"first start: the admin's password and token are in {options.ready_file}")
+        else:
+            say(
+                f"first start: made the admin {facts['admin_email']}; the password is shown on a terminal only "
+                "(another admin: runcode-server user create EMAIL --admin)"
+            )
     say(
         "to sign a client in: "
         f"runcode-server token create NAME --data-dir {options.data_dir} | runcode login --paste "
-        f"--api-base {facts['api_base']} --web-base {facts['web_base']}"
+        f"--api-base {facts['api_base']}"
+        + ("" if facts["web_base"] == facts["api_base"] else f" --web-base {facts['web_base']}")
     )

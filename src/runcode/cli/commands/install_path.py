@@ -24,6 +24,10 @@ def run(options: argparse.Namespace, context: Context) -> int:
     settings = context.settings(options)
     if platforms.current().is_windows:
         folder = program.find_own_program(settings.environ).rpartition("\\")[0]
+        if options.json:
+            on_path = folder in settings.environ.get("PATH", "").split(";")
+            context.output.json({"path": folder, "changed": False, "on_path": on_path})
+            return 0
         context.output.line("Windows keeps PATH in your account's settings; in PowerShell, once:")
         context.output.line(
             f"    [Environment]::SetEnvironmentVariable('Path', "
