@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -220,3 +221,19 @@ def test_the_ready_file_is_private_and_secrets_come_once(tmp_path: Path) -> None
         assert service.stop() == 0
         service.start()
         assert set(service.facts) == {"api_base", "web_base", "ssh_host", "ssh_port"}
+
+
+def test_without_the_services_packages_it_says_how_to_install_them(tmp_path: Path) -> None:
+    """The plain distribution is the client: `runcode-server` is there, and its packages are not."""
+    source = Path(__file__).resolve().parents[2] / "src"
+    program = f"import sys; sys.path.insert(0, {str(source)!r}); from runcode.server.main import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", program, "up", "--data-dir", str(tmp_path / "data")],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert_one_line(done, code="missing_program", mentions="pip install")
+    assert not (tmp_path / "data").exists()

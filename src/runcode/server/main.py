@@ -46,12 +46,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception:
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and (error.name or "runcode").partition(".")[0] != "runcode":
+            return _fail(_missing_package(error.name), wants_json)
         reference = secrets.token_hex(4)
         _log.exception("unexpected failure %s", reference)
         return _fail(
             RunCodeError("internal", f"unexpected failure, reference {reference} in the log above"), wants_json
         )
+
+
+def _missing_package(name: str | None) -> RunCodeError:
+    """The plain distribution is the client, which needs no package at all."""
+    return RunCodeError(
+        "missing_program",
+        f"the service's Python packages are not installed here ({name})",
+        resolution="install them: `pip install 'runcode[server]'`, or in a clone `pip install '.[server]'`",
+    )
 
 
 def _fail(error: RunCodeError, wants_json: bool) -> int:
