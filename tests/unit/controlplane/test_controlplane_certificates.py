@@ -153,6 +153,18 @@ async def test_an_expired_session_is_not_signed_for_and_is_not_withdrawn(
         )
 
 
+async def test_a_session_is_signed_for_its_own_workspace_only(plane: ControlPlane) -> None:
+    """Also when the other one runs, and belongs to the same person."""
+    session_id, _, _ = await mint(plane, make_client_key(), OWNER)
+    other = await plane.workspaces.create_workspace("other", OWNER, runtime="fake")
+    await mark_running(plane, "other")
+    with pytest.raises(RunCodeError) as caught:
+        await plane.certificates.sign_workspace_certificate(
+            session_id=session_id, workspace_id=other.id, public_key=make_host_key().public
+        )
+    assert caught.value.code == "forbidden"
+
+
 async def test_admission_asks_the_same_queries_whatever_exists(plane: ControlPlane) -> None:
     from sqlalchemy import event
 
