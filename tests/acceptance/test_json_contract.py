@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from runcode.cli.arguments import describe_parser
 from runcode.cli.main import COMMANDS
 from runcode.core.errors import ERRORS
 from support.client_standin import TOKEN, ControlPlane, Person, service, signed_in
+from support.service import Laptop, running_service
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "json-and-exit-codes.md"
 # Their stdout is the remote command's, or ssh's.
@@ -29,9 +31,9 @@ _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 _ROW = re.compile(r"\| `([^`|]+)` \| ([a-z, ]+?) \|[^|\n]*\|")
 
 
-def read_shapes(page: str) -> dict[str, dict[str, set[str]]]:
+def read_shapes(page: str, part_name: str) -> dict[str, dict[str, set[str]]]:
     """Heading → key's path → names of types; `absent` among them for a key that need not be there."""
-    part = page.partition("\n## Success, command by command\n")[2].partition("\n## ")[0]
+    part = page.partition(f"\n## {part_name}\n")[2].partition("\n## ")[0]
     shapes: dict[str, dict[str, set[str]]] = {}
     for section in part.split("\n### ")[1:]:
         name = section.split("\n")[0].strip("`")
@@ -43,7 +45,8 @@ def read_shapes(page: str) -> dict[str, dict[str, set[str]]]:
     return shapes
 
 
-SHAPES = read_shapes(PAGE.read_text(encoding="utf-8"))
+SHAPES = read_shapes(PAGE.read_text(encoding="utf-8"), "Success, command by command")
+SERVER_SHAPES = read_shapes(PAGE.read_text(encoding="utf-8"), "Success of the operator's verbs")
 
 
 def find_faults(document: object, shape: dict[str, set[str]]) -> list[str]:
@@ -349,6 +352,54 @@ def test_faults_are_found() -> None:
         {"id": 1},
     ):
         assert find_faults(bad, shape) != [], bad
+
+
+# ---------------------------------------------------------------- the operator's verbs
+
+
+def test_every_verb_of_the_operator_is_the_table(tmp_path: Path) -> None:
+    told: dict[str, list[Any]] = {name: [] for name in SERVER_SHAPES}
+    with running_service(tmp_path / "service") as server:
+
+        def ask(shape: str, *words: str) -> Any:
+            answer = server.operator_json(*words)
+            told[shape] += answer if isinstance(answer, list) else [answer]
+            return answer
+
+        mira = "mira@example.net"
+        assert "password" in ask("user", "user", "create", mira)
+        ask("user", "user", "disable", mira)
+        ask("user", "user", "enable", mira)
+        assert len(ask("user", "user", "list")) == 2
+        spare = ask("token", "token", "create", "spare", "--expires-days", "2")
+        ask("token", "token", "revoke", str(spare["id"]))
+        ask("workspace", "workspace", "create", "one", "--custom-title", "Billing")
+        assert ask("workspace", "workspace", "start", "one")["state"] == "running"
+        ask("workspace share", "workspace", "share", "one", mira)
+        ask("workspace unshare", "workspace", "unshare", "one", mira)
+        laptop = Laptop(tmp_path / "laptop")
+        laptop.login(server)
+        laptop.runcode("connect", "one", "--wait")
+        laptop.runcode("exec", "--", "kill -9 $$", expect=137)
+        laptop.runcode("exec", "--", "true")
+        session = ask("session", "session", "list")[0]
+        ask("session revoke", "session", "revoke", str(session["id"]))
+        ask("session", "session", "list", "--all")
+        deadline = time.monotonic() + 30
+        while not any(row.get("bytes_up") is not None for row in told["activity"]) and time.monotonic() < deadline:
+            time.sleep(0.2)
+            ask("activity", "activity")
+        assert {"connection", "command"} <= {row["kind"] for row in told["activity"]}
+        ask("token", "token", "list")
+        ask("workspace", "workspace", "list")
+        ask("workspace", "workspace", "stop", "one")
+        assert ask("workspace", "workspace", "delete", "one")["state"] == "deleted"
+        told["doctor"].append(json.loads(server.operator("doctor", "--json", check=False).stdout))
+        laptop.runcode("clean", "--all")
+    for name, documents in told.items():
+        assert documents, name
+        for document in documents:
+            assert find_faults(document, SERVER_SHAPES[name]) == [], (name, document)
 
 
 # ---------------------------------------------------------------- the failures
