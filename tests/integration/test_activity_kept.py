@@ -91,6 +91,7 @@ def test_the_operator_sees_what_an_agent_ran(service: Service, laptop: Laptop) -
     assert (row["exit_status"], row["workspace"], row["email"]) == (3, "royal-1", "admin@localhost")
     assert "exit 3" in row["text"]
     shown = service.operator("activity", "royal-1").stdout
+    assert "runcode exec -- 'printf" in shown
     assert "exit 3" in shown
     assert all(c.isprintable() or c == "\n" for c in shown)
     assert len(activity(service, "--limit", "1")) == 1
