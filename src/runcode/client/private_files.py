@@ -140,7 +140,11 @@ def remove_folder(path: str) -> None:
 
 
 class FileLock:
-    """An exclusive lock between processes, held inside `with`. The file stays, or two could hold "the" lock."""
+    """An exclusive lock between processes, held inside `with`.
+
+    Held is the file that has the name now: whoever waited for one that was removed
+    meanwhile tries again, so that two never hold "the" lock.
+    """
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -148,16 +152,36 @@ class FileLock:
 
     def __enter__(self) -> FileLock:
         try:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | _NO_FOLLOW | _CLOSE_ON_EXEC, 0o600)
-            _lock(self._descriptor)
+            while True:
+                self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | _NO_FOLLOW | _CLOSE_ON_EXEC, 0o600)
+                try:
+                    _lock(self._descriptor)
+                    if _is_named(self._descriptor, self._path):
+                        return self
+                except BaseException:
+                    os.close(self._descriptor)
+                    raise
+                os.close(self._descriptor)
         except OSError as error:
             raise _cannot("lock", self._path, error) from error
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._descriptor)
+
+    def remove(self) -> None:
+        """While it is held: what it guards is gone. (Windows keeps a file that is open.)"""
+        remove_file(self._path)
+
+
+def _is_named(descriptor: int, path: str) -> bool:
+    try:
+        named = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    held = os.fstat(descriptor)
+    return (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)
 
 
 def _lock(descriptor: int) -> None:

@@ -194,12 +194,13 @@ def drop_session(settings: Settings, workspace_id: int, *, keep: bool = False) -
     folder = session_folder(settings, workspace_id)
     if not is_private_folder(folder):
         return False
-    with _lock(settings, workspace_id):
+    with _lock(settings, workspace_id) as lock:
         session = _parse(read_private_file(os.path.join(folder, "session.json")), folder)
         if session is not None and is_private_folder(os.path.dirname(session.control_path)):
             _close_every_generation(session, settings)
         if not keep:
             remove_folder(folder)
+            lock.remove()
     return True
 
 
