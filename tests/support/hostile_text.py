@@ -41,7 +41,7 @@ ANYTHING = st.one_of(TEXT, JSON)
 NONCE = "0123456789abcdef" * 2
 METACHARACTERS = set(" \t\n\r\0\x0b\x0c\"'`$;|&<>(){}[]*?!#~%\\,")
 slow = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-fast = settings(max_examples=150, deadline=None)
+fast = settings(max_examples=100, deadline=None)
 
 
 def is_plain_name(text: str) -> bool:

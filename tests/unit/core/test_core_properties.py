@@ -325,7 +325,7 @@ def test_a_block_goes_in_and_out_of_any_file(content: bytes, display_name: str) 
 # ---------------------------------------------------------------- wire, terminal
 
 
-@fast
+@slow
 @given(
     JSON,
     st.lists(
