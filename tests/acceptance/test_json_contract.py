@@ -368,6 +368,7 @@ def test_every_verb_of_the_operator_is_the_table(tmp_path: Path) -> None:
 
         mira = "mira@example.net"
         assert "password" in ask("user", "user", "create", mira)
+        assert "password" in ask("user", "user", "password", mira)
         ask("user", "user", "disable", mira)
         ask("user", "user", "enable", mira)
         assert len(ask("user", "user", "list")) == 2

@@ -41,10 +41,23 @@ Verb = Callable[[ControlPlane, DataFolder, Namespace], Awaitable[Answer]]
 
 
 async def create_user(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
-    password = sys.stdin.readline().rstrip("\n") if options.password_stdin else secrets.token_urlsafe(18)
+    password = _choose_password(options)
     user = await plane.users.create_user(options.email, password, admin=options.admin)
+    return _tell_password(user, f"created {user.email}" + (" (admin)" if user.is_admin else ""), password, options)
+
+
+async def set_password(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
+    password = _choose_password(options)
+    user = await plane.users.set_password(options.email, password)
+    return _tell_password(user, f"{user.email} has another password", password, options)
+
+
+def _choose_password(options: Namespace) -> str:
+    return sys.stdin.readline().rstrip("\n") if options.password_stdin else secrets.token_urlsafe(18)
+
+
+def _tell_password(user: UserRecord, text: str, password: str, options: Namespace) -> Answer:
     value = _user(user)
-    text = f"created {user.email}" + (" (admin)" if user.is_admin else "")
     if not options.password_stdin:
         value["password"] = password
         text += f"\npassword: {password}   (shown this once)"
