@@ -304,14 +304,18 @@ class _Log:
     """A file of ssh's own messages for one call, beside the control socket; gone afterwards."""
 
     def __init__(self, session: Session) -> None:
-        self.path = os.path.join(os.path.dirname(session.control_path), f"log-{os.getpid()}-{os.urandom(8).hex()}")
+        self._folder = os.path.dirname(session.control_path)
 
     def __enter__(self) -> _Log:
         # ssh opens it itself, with the mode that we give it here. While we live we hold a lock on
-        # it: so whoever sweeps knows the logs of calls that were killed.
-        self._descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
-        _try_lock(self._descriptor, exclusively=False)
-        return self
+        # it: so whoever sweeps knows the logs of calls that were killed. One that was swept before
+        # the lock was there is made anew.
+        while True:
+            self.path = os.path.join(self._folder, f"log-{os.getpid()}-{os.urandom(8).hex()}")
+            self._descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            if _try_lock(self._descriptor, exclusively=False) and os.path.exists(self.path):
+                return self
+            self.__exit__()
 
     def __exit__(self, *_details: object) -> None:
         try:
@@ -321,8 +325,8 @@ class _Log:
         os.close(self._descriptor)
 
     def read(self) -> str:
-        with open(self.path, "rb") as file:
-            return file.read(_LOG_MAX).decode("utf-8", "replace").replace("\r\n", "\n")
+        os.lseek(self._descriptor, 0, os.SEEK_SET)
+        return os.read(self._descriptor, _LOG_MAX).decode("utf-8", "replace").replace("\r\n", "\n")
 
 
 def _last_line(text: str) -> str:
