@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 # Command → (module, exit status of our own failures or None for the code's, one line for `help`).
+# A module with a dot stands in `agents`, the room above this one: named here, imported by nobody below.
 COMMANDS: dict[str, tuple[str, int | None, str]] = {
     "login": ("login", None, "sign in with your browser; `login --paste` reads an API token"),
     "logout": ("logout", None, "forget the saved token"),
@@ -91,7 +92,8 @@ def main(argv: list[str], environ: Mapping[str, str] | None = None, output: Outp
 def _run(command: str, words: list[str], environ: Mapping[str, str], output: Output) -> int:
     from runcode.cli.context import Context
 
-    module_name = f"runcode.cli.commands.{COMMANDS[command][0]}"
+    name = COMMANDS[command][0]
+    module_name = name if "." in name else f"runcode.cli.commands.{name}"
     __import__(module_name)
     module = sys.modules[module_name]
     context = Context(environ, output)
