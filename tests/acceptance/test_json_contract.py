@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from runcode.cli.arguments import describe_parser
-from runcode.cli.main import COMMANDS
+from runcode.cli.main import COMMANDS, load_command
 from runcode.core.errors import ERRORS
 from support.client_standin import TOKEN, ControlPlane, Person, service, signed_in
 from support.service import Laptop, running_service
@@ -91,8 +91,7 @@ def _names_of_type(value: object) -> set[str]:
 
 
 def takes_json(command: str) -> bool:
-    module = __import__(f"runcode.cli.commands.{COMMANDS[command][0]}", fromlist=["parse"])
-    return any("--json" in action.option_strings for action in describe_parser(module.parse))
+    return any("--json" in action.option_strings for action in describe_parser(load_command(command).parse))
 
 
 # ---------------------------------------------------------------- the documents

@@ -8,10 +8,9 @@ Only names of ours go into a script: no word of a server or of a person is ever 
 
 from __future__ import annotations
 
-import importlib
 
 from runcode.cli.arguments import describe_parser
-from runcode.cli.main import COMMANDS
+from runcode.cli.main import COMMANDS, load_command
 from runcode.core.values import Value
 
 TYPE_CHECKING = False
@@ -41,10 +40,10 @@ class CommandWords(Value):
 def describe_commands() -> list[CommandWords]:
     """Every command that people type, with what its own parser accepts."""
     found = []
-    for name, (module_name, _, summary) in COMMANDS.items():
+    for name, (_, _, summary) in COMMANDS.items():
         if not summary:
             continue
-        module = importlib.import_module(f"runcode.cli.commands.{module_name}")
+        module = load_command(name)
         options: list[Option] = []
         choices: tuple[str, ...] = ()
         for action in describe_parser(module.parse):

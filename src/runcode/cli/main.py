@@ -18,6 +18,7 @@ from runcode.core.errors import EXIT_FAILURE, RunCodeError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
 # Command → (module, exit status of our own failures or None for the code's, one line for `help`).
 # A module with a dot stands in `agents`, the room above this one: named here, imported by nobody below.
@@ -92,14 +93,19 @@ def main(argv: list[str], environ: Mapping[str, str] | None = None, output: Outp
 def _run(command: str, words: list[str], environ: Mapping[str, str], output: Output) -> int:
     from runcode.cli.context import Context
 
-    name = COMMANDS[command][0]
-    module_name = name if "." in name else f"runcode.cli.commands.{name}"
-    __import__(module_name)
-    module = sys.modules[module_name]
+    module = load_command(command)
     context = Context(environ, output)
     status: int = module.run(module.parse(words), context)
     output.flush()
     return status
+
+
+def load_command(command: str) -> Any:
+    """The command's module: its `parse(words)` and `run(options, context)`."""
+    name = COMMANDS[command][0]
+    module_name = name if "." in name else f"runcode.cli.commands.{name}"
+    __import__(module_name)
+    return sys.modules[module_name]
 
 
 def _help(words: list[str], environ: Mapping[str, str], output: Output) -> int:
