@@ -8,7 +8,6 @@ Only names of ours go into a script: no word of a server or of a person is ever 
 
 from __future__ import annotations
 
-
 from runcode.cli.arguments import describe_parser
 from runcode.cli.main import COMMANDS, load_command
 from runcode.core.values import Value
