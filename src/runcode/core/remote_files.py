@@ -127,8 +127,9 @@ kept=${path%/*}/.runcode-$key.resume
 # that takes exactly what it is told to, the digest is made while the data arrives; else from
 # the file, afterwards.
 _UPLOAD_SCRIPT = (
-    "n=$1 algorithm=$2 workdir=$3 path=$4 name=$5 size=$6 mode=$7 parents=$8 key=$9; shift 9; blocks=$1 program=$2 big= python=\n"
-    + """[ "$size" = - ] || [ "$size" -lt 8388608 ] || big=1
+    "n=$1 algorithm=$2 workdir=$3 path=$4 name=$5 size=$6 mode=$7 parents=$8 key=$9\n"
+    + """shift 9; blocks=$1 program=$2 big= python=
+[ "$size" = - ] || [ "$size" -lt 8388608 ] || big=1
 """
     + _TARGET_SCRIPT
     + """if [ "$mode" = keep ]; then

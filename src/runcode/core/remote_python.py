@@ -36,7 +36,7 @@ def write_all(descriptor, piece):
         piece = piece[os.write(descriptor, piece):]
 """
 
-# stdin → behind what the partial file holds. Writing back begins at once, so that the sync at the end finds little to do.
+# stdin → behind what the partial file holds. Writing back begins at once: the sync at the end then finds little to do.
 RECEIVE_FILE = (
     _COMMON
     + """def receive(path, kept, left):
@@ -92,7 +92,8 @@ except OSError:
 )
 
 # The tar stream that `client.transfers.tree_upload` writes → the current folder. Prints the digest of the contents
-# below `tree`, once the files are those that `list` names. Folders get their times last, since what is made in them changes those.
+# below `tree`, once the files are those that `list` names. Folders get their times last: what is made in them
+# changes those.
 RECEIVE_TREE = (
     _COMMON
     + """def receive():

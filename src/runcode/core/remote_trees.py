@@ -4,8 +4,8 @@ As in `core.remote_files`, answers carry a nonce and everything that varies is a
 argument.
 
 An upload is unpacked into a folder of its own beside the target, checked there
-(as it is written where the box has Python, else by reading it all back), and then moved: as a whole where the target is new, else
-file by file; where a link, or a file for a folder, is in the way, nothing is moved.
+(as it is written where the box has Python, else by reading it all back), and then
+moved: as a whole where the target is new, else file by file; where a link, or a file for a folder, is in the way, nothing is moved.
 """
 
 from __future__ import annotations

@@ -201,7 +201,7 @@ class Landing:
             raise local_error(error, self.target) from error
 
     def _write_back(self) -> None:
-        """Have the disk begin now (Linux starts writing what it is told to forget): the sync at the end then waits less."""
+        """Have the disk begin now, so that the sync at the end waits less: Linux writes what it is told to forget."""
         if hasattr(os, "posix_fadvise"):
             at = os.lseek(self._descriptor, 0, os.SEEK_CUR)
             os.posix_fadvise(self._descriptor, at - self._unsynced, self._unsynced, os.POSIX_FADV_DONTNEED)
