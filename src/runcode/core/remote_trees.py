@@ -5,7 +5,8 @@ argument.
 
 An upload is unpacked into a folder of its own beside the target, checked there
 (as it is written where the box has Python, else by reading it all back), and then
-moved: as a whole where the target is new, else file by file; where a link, or a file for a folder, is in the way, nothing is moved.
+moved: as a whole where the target is new, else file by file; where a link, or a
+file for a folder, is in the way, nothing is moved.
 """
 
 from __future__ import annotations
