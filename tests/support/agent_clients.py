@@ -60,8 +60,10 @@ PROGRAMS = {
     "codex": CLIENTS / "now" / "node_modules" / ".bin" / "codex",
 }
 PLUGIN = ROOT / "plugin"
-# Of a real model that Codex 0.169.0 knows, so that it offers the tools of every day.
-CODEX_MODEL = "gpt-5.1-codex"
+# Names that Codex 0.169.0 knows: the first is given single tools (exec_command, apply_patch, …), the second
+# only code mode, in which JavaScript calls them.
+CODEX_MODEL = "gpt-5.5"
+CODE_MODE_MODEL = "gpt-6-sol"
 _RUN_S = 180
 
 
@@ -119,6 +121,8 @@ class AgentLaptop(Laptop):
             made.mkdir()
         self.plugin = copy_plugin(folder / "marketplace" / "plugin")
         self.program = _write_program(folder / "runcode-program")
+        # A root of its own: this folder stands inside a checkout, whose files are none of the person's.
+        subprocess.run(["git", "init", "-q", str(self.project)], check=True)
         node = shutil.which("node")
         assert node is not None
         self.environment = {
@@ -180,6 +184,7 @@ class AgentLaptop(Laptop):
         model: FakeModel,
         prompt: str,
         *,
+        model_name: str = CODEX_MODEL,
         config: Iterable[str] = (),
         trust_hooks: bool = True,
         sandbox: bool = False,
@@ -197,7 +202,7 @@ class AgentLaptop(Laptop):
             f'{{name="scripted",base_url="{model.address}/v1",wire_api="responses",env_key="SCRIPTED_KEY",'
             "supports_websockets=false,request_max_retries=0,stream_max_retries=0}"
         )
-        given = [f"model_providers.scripted={provider}", "model_provider=scripted", f"model={CODEX_MODEL}", *config]
+        given = [f"model_providers.scripted={provider}", "model_provider=scripted", f"model={model_name}", *config]
         words = [str(PROGRAMS["codex"]), "exec"]
         if resume is not None:
             words.append("resume")

@@ -12,6 +12,9 @@ A script is a list of steps, one for each request of a conversation:
     Call("exec_command", cmd="ls")       Codex's shell
     Call("mcp__runcode__exec", …)        an MCP tool: in Codex give namespace= as its tool list has it
     Patch("*** Begin Patch …")           Codex's apply_patch
+    Code("text(await tools.exec_command({cmd: 'ls'}))")
+                                         Codex's code mode, which its newest models are given
+                                         in place of single tools (codex(..., model_name=CODE_MODE_MODEL))
     [Call(…), Call(…)]                   several at once
     lambda seen: Call(…)                 decided by what came back: `seen` is a Conversation
 
@@ -59,7 +62,14 @@ class Patch:
     text: str
 
 
-Action = Say | Call | Patch
+@dataclass(frozen=True)
+class Code:
+    """Codex's code mode: JavaScript that calls the tools itself. It sees only what it hands to `text()`."""
+
+    text: str
+
+
+Action = Say | Call | Patch | Code
 Step = Action | list[Action] | Callable[["Conversation"], Action | list[Action]]
 
 
@@ -85,7 +95,7 @@ class Conversation:
     @property
     def tools(self) -> list[str]:
         names = []
-        for tool in self.body.get("tools", []):
+        for tool in find_tools(self.body):
             inner = tool.get("tools") if tool.get("type") == "namespace" else None
             names += [f"{tool['name']}.{one['name']}" for one in inner] if inner else [_tool_name(tool)]
         return names
@@ -95,7 +105,7 @@ class Conversation:
         """All that the user's side said before the model's first answer."""
         said = []
         for entry in self.entries:
-            if entry.get("role") == "assistant" or entry.get("type", "message") not in ("message", "user"):
+            if entry.get("role") == "assistant" or "call" in entry.get("type", "message"):
                 break
             if entry.get("role") == "user":
                 said.append(_text_of(entry.get("content")))
@@ -121,6 +131,15 @@ class Conversation:
             [_text_of(self.body.get("system")), _text_of(self.body.get("instructions"))]
             + [_text_of(entry) for entry in self.entries]
         )
+
+
+def find_tools(body: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the client offers the model: in the body's own list, or among the input, as Codex's code mode has it."""
+    found = list(body.get("tools") or [])
+    for entry in body.get("input") or []:
+        if isinstance(entry, dict) and entry.get("type") == "additional_tools":
+            found += entry["tools"]
+    return found
 
 
 def _tool_name(tool: dict[str, Any]) -> str:
@@ -173,7 +192,7 @@ class FakeModel:
     @property
     def conversations(self) -> list[Conversation]:
         """Every request that carried tools, oldest first."""
-        return [Conversation(body) for body in self.requests if body.get("tools")]
+        return [Conversation(body) for body in self.requests if find_tools(body)]
 
     def conversation(self, mark: str | None = None) -> Conversation:
         """The last request of the main conversation, or of the one that `mark` names: the whole of what it saw."""
@@ -198,7 +217,7 @@ class FakeModel:
         conversation = Conversation(body)
         with self._lock:
             self.requests.append(body)
-            if not body.get("tools"):
+            if not find_tools(body):
                 return [Say("ok")]
             mark, steps = self._script_of(conversation)
             position = self._played.get(mark, 0)
@@ -324,9 +343,10 @@ def _response_item(action: Action) -> dict[str, Any]:
     if isinstance(action, Say):
         content = [{"type": "output_text", "text": action.text}]
         return {"type": "message", "id": _new_id("msg"), "role": "assistant", "content": content}
-    if isinstance(action, Patch):
-        call = {"type": "custom_tool_call", "id": _new_id("ctc"), "call_id": _new_id("call")}
-        return {**call, "name": "apply_patch", "input": action.text}
+    if isinstance(action, Patch | Code):
+        call = {"type": "custom_tool_call", "id": _new_id("ctc"), "call_id": _new_id("call"), "input": action.text}
+        names = {"name": "apply_patch"} if isinstance(action, Patch) else {"name": "exec", "namespace": "functions"}
+        return {**call, **names}
     item = {"type": "function_call", "id": _new_id("fc"), "call_id": _new_id("call"), "name": action.tool}
     item["arguments"] = json.dumps(action.input)
     return {**item, "namespace": action.namespace} if action.namespace else item
