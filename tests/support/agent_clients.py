@@ -64,6 +64,9 @@ PLUGIN = ROOT / "plugin"
 # only code mode, in which JavaScript calls them.
 CODEX_MODEL = "gpt-5.5"
 CODE_MODE_MODEL = "gpt-6-sol"
+# The workspaces of the fixture `agent_service`.
+TITLE = "royal-tree-01"
+OTHER = "quiet-lake-02"
 _RUN_S = 180
 
 

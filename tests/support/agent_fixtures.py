@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from support.agent_clients import HOMES, AgentLaptop
+from support.agent_clients import HOMES, OTHER, TITLE, AgentLaptop
 from support.service import Service, running_service
-
-TITLE = "royal-tree-01"
-OTHER = "quiet-lake-02"
 
 
 @pytest.fixture
@@ -29,7 +26,7 @@ def agent_laptop() -> Iterator[AgentLaptop]:
 
 @pytest.fixture(scope="module")
 def agent_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """Our own service with two real workspaces, TITLE and OTHER, both stopped."""
+    """Our own service with two real workspaces, TITLE and OTHER."""
     with running_service(tmp_path_factory.mktemp("service")) as running:
         for title in (TITLE, OTHER):
             running.operator("workspace", "create", title)
