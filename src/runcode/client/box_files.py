@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from runcode.client.box_calls import ask, call, flooded, new_nonce
 from runcode.core import remote_edits, remote_reads, remote_runs, remote_search
-from runcode.core.errors import ConnectionLost, RunCodeError
+from runcode.core.errors import RunCodeError
 from runcode.core.remote_files import NOISE_MAX
 from runcode.core.values import Value
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from runcode.core.remote_search import Entry, Matches, Paths
 
 _ANSWER_TIMEOUT_S = 60.0
+# The command may have run, and nobody knows how it ended.
+_ENDS_UNKNOWN = ("connection_lost", "no_exit_status")
 
 
 class Edit(Value):
@@ -46,7 +48,7 @@ class Outcome(Value):
 def run_logged(remote: Remote, command: str, *, cwd: str, timeout_s: float, budget: Budget) -> Outcome:
     """Run a shell command line at most once; its output stays on the box under `log_id`.
 
-    Raises `connection_lost` when it may have run and its end is unknown.
+    Raises `connection_lost` or `no_exit_status` when it may have run and its end is unknown; the log is named.
     """
     nonce, log_id = new_nonce(), new_nonce()[:16]
     workdir = remote.session.workdir
@@ -54,7 +56,9 @@ def run_logged(remote: Remote, command: str, *, cwd: str, timeout_s: float, budg
     limit = NOISE_MAX + 4 * (budget.head + budget.tail + budget.window)
     try:
         answer = call(remote, words, timeout_s=timeout_s, limit=limit)
-    except ConnectionLost as error:
+    except RunCodeError as error:
+        if error.code not in _ENDS_UNKNOWN:
+            raise
         raise RunCodeError(
             error.code,
             f"{error.message}; what it had written is in the log {log_id}",
