@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, int | None, str]] = {
     "config-ssh": ("config_ssh", None, "hosts for ssh, git, scp and editors in ~/.ssh/config"),
     "install-statusline": ("install_statusline", None, "the attached workspace in Claude Code's status line"),
     "install-path": ("install_path", None, "a link to runcode in ~/.local/bin"),
+    "mcp": ("runcode.agents.mcp.command", None, "the workspace's tools for MCP clients; `mcp install` sets it up"),
     "doctor": ("doctor", None, "what may be wrong here, and what to type"),
     "completion": ("completion", None, "a completion script for bash, zsh, fish or powershell"),
     # Without a line of help: ssh calls it, not people.

@@ -52,9 +52,15 @@ class Remote:
         self.timed_out = False
 
     def execute(
-        self, words: list[str], *, home: bool = False, tty: bool = False, timeout_s: float | None = None
+        self,
+        words: list[str],
+        *,
+        home: bool = False,
+        tty: bool = False,
+        timeout_s: float | None = None,
+        streams: Callable[[], tuple[int, int, int]] = lambda: (0, 1, 2),
     ) -> int:
-        """Run a command on this process's own stdin, stdout and stderr; returns its exit status.
+        """Run a command, on this process's own stdin, stdout and stderr by default; returns its exit status.
 
         124 when `timeout_s` ran out, 128+N when a signal ended it. The remote
         process group is ended with INT, TERM or HUP when we get one.
@@ -65,14 +71,14 @@ class Remote:
         require_short(os.fsencode(command))
         if not platforms.current().can_multiplex:
             direct_watch = direct.Watch(timeout_s, None if tty else lambda name: self._signal_group(name, nonce))
-            status = self.run(command, direct_watch.attend, tty=tty)
+            status = self.run(command, direct_watch.attend, streams, tty=tty)
             self.timed_out = direct_watch.timed_out
             return status
         if not tty:
-            return self._execute_over_mux(command, nonce, timeout_s)
+            return self._execute_over_mux(command, nonce, timeout_s, streams)
         watch = Watch(timeout_s, None if tty else lambda name: self._signal_group(name, nonce))
         with watch:
-            status = self.run(command, watch.attend, tty=tty, pausing=watch.lifted)
+            status = self.run(command, watch.attend, streams, tty=tty, pausing=watch.lifted)
         self.timed_out = watch.timed_out
         return watch.result(status)
 
@@ -169,7 +175,9 @@ class Remote:
         master = mux.find_master(control_path)
         return None if master is None else mux.Call(master, lambda: mux.find_master_pid(control_path) is not None)
 
-    def _execute_over_mux(self, command: str, nonce: str, timeout_s: float | None) -> int:
+    def _execute_over_mux(
+        self, command: str, nonce: str, timeout_s: float | None, streams: Callable[[], tuple[int, int, int]]
+    ) -> int:
         """The same over the master's own protocol: signals and the clock are `mux.Guard`'s."""
         from runcode.client import mux
 
@@ -185,7 +193,7 @@ class Remote:
             if call is not None:
                 route = mux.Route(self.session.control_path, self.session.config_path, self.session.alias)
                 with mux.Guard(call, route, nonce, left_s) as guard:
-                    outcome, own_status = call.run(os.fsencode(command))
+                    outcome, own_status = call.run(os.fsencode(command), streams())
                 if outcome == mux.STARTED:
                     self.timed_out = guard.timed_out
                     status = guard.result(own_status)
