@@ -123,6 +123,8 @@ class AgentLaptop(Laptop):
         for made in (self.claude_config, self.codex_home):
             made.mkdir()
         self.plugin = copy_plugin(folder / "marketplace" / "plugin")
+        # How a shell of the client calls us; in Codex, `bin/` is not on PATH.
+        self.runcode_words = "runcode"
         self.program = _write_program(folder / "runcode-program")
         # A root of its own: this folder stands inside a checkout, whose files are none of the person's.
         subprocess.run(["git", "init", "-q", str(self.project)], check=True)
