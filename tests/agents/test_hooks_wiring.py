@@ -10,6 +10,7 @@ Guarantee: a PreToolUse hook that is missing, is killed, exits with any status b
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,14 @@ def test_each_event_calls_the_launcher_with_its_words(laptop: AgentLaptop, way: 
     assert len({call["session_id"] for _, call in calls}) == 1
 
 
-@pytest.mark.parametrize("failure", FAILURES)
-@pytest.mark.parametrize(
-    "way", ["claude", pytest.param("claude_before", marks=LONG), "codex", pytest.param("codex-code-mode", marks=LONG)]
-)
+def _every_failure() -> Iterator[Any]:
+    for way in WAYS:
+        for failure in FAILURES:
+            short = way in ("claude", "codex") or failure == "exit-1"
+            yield pytest.param(way, failure, marks=() if short else LONG, id=f"{way}-{failure}")
+
+
+@pytest.mark.parametrize(("way", "failure"), list(_every_failure()))
 def test_a_hook_that_fails_lets_nothing_run(laptop: AgentLaptop, way: str, failure: str) -> None:
     play(laptop, way, WAYS[way], at_tool=FAILURES[failure])
     assert not (laptop.project / "ran.txt").exists()
@@ -101,6 +106,28 @@ def test_without_the_launcher_nothing_runs(laptop: AgentLaptop, way: str) -> Non
     model = play(laptop, way, WAYS[way])
     assert not (laptop.project / "ran.txt").exists()
     assert "RunCode could not decide" in model.results[0].text
+
+
+def test_a_hook_that_hangs_lets_nothing_run_in_claude_code(agent_laptop: AgentLaptop) -> None:
+    shorten_timeouts(agent_laptop)
+    model = play(agent_laptop, "claude", WAYS["claude"], at_tool="sleep 5")
+    assert not (agent_laptop.project / "ran.txt").exists()
+    assert "timed out; blocking" in model.results[0].text
+
+
+@pytest.mark.agents_long
+@pytest.mark.parametrize("way", ["claude_before", "codex"])
+def test_the_others_pass_over_a_hook_that_hangs(laptop: AgentLaptop, way: str) -> None:
+    """Known limit: why a tool's hook gets ten minutes. Kept here so that a version that does better is noticed."""
+    shorten_timeouts(laptop)
+    play(laptop, way, WAYS[way], at_tool="sleep 5")
+    assert (laptop.project / "ran.txt").exists()
+
+
+def shorten_timeouts(laptop: AgentLaptop) -> None:
+    for file in [*laptop.home.rglob("hooks/hooks.json"), *laptop.home.rglob("hooks/codex.json")]:
+        assert file.read_text().count('"timeout": 600') == 1
+        file.write_text(file.read_text().replace('"timeout": 600', '"timeout": 1'))
 
 
 @pytest.mark.parametrize(
@@ -118,7 +145,7 @@ def test_file_tools_are_asked_about_too(laptop: AgentLaptop, way: str, step: Ste
     assert not (laptop.project / "made.txt").exists()
 
 
-@pytest.mark.parametrize("way", ["claude"])
+@pytest.mark.parametrize("way", ["claude", pytest.param("claude_before", marks=LONG)])
 def test_a_folder_name_is_no_shell_text(laptop: AgentLaptop, way: str) -> None:
     """The plugin may stand in a folder with any name; none of it is run."""
     odd = laptop.home / 'it\'s $(touch pwned) `touch pwned` "$HOME"'
@@ -138,6 +165,7 @@ def test_the_hooks_files_hold_what_each_client_takes() -> None:
     assert entry["hooks"][0]["onFailure"] == "block"
     for document in (claude, codex):
         assert set(document["hooks"]) == {"SessionStart", "UserPromptSubmit", "PreToolUse", "PostToolUse"}
-        for entries in document["hooks"].values():
-            assert all(hook["timeout"] <= 30 for one in entries for hook in one["hooks"])
+        # Codex, and Claude Code before 2.1.330, let a command run whose hook has timed out.
+        for event, entries in document["hooks"].items():
+            assert [hook["timeout"] for hook in entries[0]["hooks"]] == [600 if event == "PreToolUse" else 10]
     assert Path(PLUGIN / "hooks" / "hooks.json").read_text().count("|| {") == 1

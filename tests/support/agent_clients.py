@@ -52,7 +52,8 @@ from support.service import BARE_PATH, RUNCODE, Laptop
 ROOT = Path(__file__).resolve().parents[2]
 SETUP = ROOT / "scripts" / "setup_agent_clients.sh"
 CLIENTS = ROOT / ".cache" / "agent-clients"
-HOMES = ROOT / ".cache" / "agent-homes"
+# As it really is: a link to it may stand below the system's temp folder.
+HOMES = (ROOT / ".cache" / "agent-homes").resolve()
 VERSIONS = dict(re.findall(r"^(claude|codex|claude_before)=([0-9.]+)$", SETUP.read_text(), re.MULTILINE))
 PROGRAMS = {
     "claude": CLIENTS / "now" / "node_modules" / ".bin" / "claude",
