@@ -9,7 +9,9 @@ Guarantee: a PreToolUse hook that is missing, is killed, exits with any status b
 
 from __future__ import annotations
 
+import fnmatch
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,13 +51,15 @@ LONG = pytest.mark.agents_long
 
 
 def play(laptop: AgentLaptop, way: str, step: Step, *, at_tool: str = "true") -> FakeModel:
+    """One tool call; `Monitor` has to be looked up first, as a model would."""
     laptop.program.write_text(_PROGRAM.format(at_tool=at_tool))
-    with FakeModel([step]) as model:
+    deferred = isinstance(step, Call) and step.tool == "Monitor"
+    with FakeModel([Call("ToolSearch", query="select:Monitor", max_results=1), step] if deferred else [step]) as model:
         if way.startswith("codex"):
             name = {"model_name": CODE_MODE_MODEL} if way == "codex-code-mode" else {}
             run = laptop.codex(model, "hello", **name)
         else:
-            run = laptop.claude(model, "hello", allow=["Bash", "Read", "Write"], version=way)
+            run = laptop.claude(model, "hello", allow=["Bash", "Read", "Write", "Monitor"], version=way)
     assert run.status == 0, run.stderr
     return model
 
@@ -135,14 +139,49 @@ def shorten_timeouts(laptop: AgentLaptop) -> None:
     [
         ("claude", Call("Write", file_path="made.txt", content="x"), "Write"),
         ("claude", Call("Read", file_path="/etc/hostname"), "Read"),
+        ("claude", Call("Monitor", command="touch made.txt", description="look", timeout_ms=1000), "Monitor"),
+        ("codex", Call("view_image", path="/etc/hostname"), "view_image"),
         ("codex", Patch("*** Begin Patch\n*** Add File: made.txt\n+x\n*** End Patch"), "apply_patch"),
     ],
 )
 def test_file_tools_are_asked_about_too(laptop: AgentLaptop, way: str, step: Step, tool: str) -> None:
     model = play(laptop, way, step, at_tool="echo because >&2; exit 2")
     assert [call["tool_name"] for words, call in read_calls(laptop) if "pre-tool-use" in words] == [tool]
-    assert "because" in model.results[0].text
+    assert "because" in model.results[-1].text
     assert not (laptop.project / "made.txt").exists()
+
+
+# What the hook need not be asked about, and why.
+_NOT_OF_THIS_MACHINE = {
+    "other models": "Agent ListAgents SendMessage TaskStop TaskOutput Workflow multi_agent_v1.*",
+    "plans and prompts": "Skill ScheduleWakeup Cron* Task* ReportFindings AskUserQuestion ToolSearch *Plan* *goal "
+    "request_user_input update_plan tool_search DeferredToolPlaceholder",
+    "another program's server, which the person has set up": "*mcp_resource* *McpResource*",
+    "the network": "WebFetch WebSearch web_search",
+    "leaves a worktree, which is asked about when it is entered": "ExitWorktree",
+    # Known limit (docs/threat-model.md): Codex asks no hook for it.
+    "input for a program that was asked about when it began": "write_stdin",
+}
+_NAMED_OTHERWISE = {"exec_command": "Bash"}
+
+
+@pytest.mark.parametrize("way", ["claude", pytest.param("claude_before", marks=LONG), "codex"])
+def test_no_tool_of_a_client_is_unknown_here(laptop: AgentLaptop, way: str) -> None:
+    """A version of a client that brings a new tool fails here, until somebody has decided whether it is asked about."""
+    with FakeModel() as model:
+        laptop.codex(model, "hello") if way == "codex" else laptop.claude(model, "hello", version=way)
+    seen = model.conversation()
+    names = {name for name in seen.tools if not name.startswith("mcp__")}
+    deferred = re.search(r"deferred tools are now available.*?:\n((?:\w+\n)+)", seen.text)
+    names |= set(deferred[1].split()) if deferred else set()
+    assert ("Monitor" in names) == (way == "claude")
+    file = "codex.json" if way == "codex" else "hooks.json"
+    (entry,) = json.loads((PLUGIN / "hooks" / file).read_text())["hooks"]["PreToolUse"]
+    asked = re.compile(entry["matcher"])
+    others = " ".join(_NOT_OF_THIS_MACHINE.values()).split()
+    for name in names:
+        known = any(fnmatch.fnmatchcase(name, pattern) for pattern in others)
+        assert known or asked.search(_NAMED_OTHERWISE.get(name, name)), name
 
 
 @pytest.mark.parametrize("way", ["claude", pytest.param("claude_before", marks=LONG)])
