@@ -86,9 +86,13 @@ def test_the_older_one_passes_over_it(agent_laptop: AgentLaptop, agent_service: 
     assert [result.is_error for result in model.results] == [False]
 
 
+_SAID = ["exit 3", "echo 'working-on:evil \\033[31m ~3m'", "sleep 60"]
+
+
 @pytest.mark.agents
-@pytest.mark.agents_long
-@pytest.mark.parametrize("said", ["exit 3", "echo 'working-on:evil \\033[31m ~3m'", "echo anything at all", "sleep 60"])
+@pytest.mark.parametrize(
+    "said", ["echo anything at all", *[pytest.param(one, marks=pytest.mark.agents_long) for one in _SAID]]
+)
 def test_it_shows_nothing_but_the_lines_own_form(agent_laptop: AgentLaptop, said: str) -> None:
     agent_laptop.program.write_text(f'#!/bin/sh\n[ "$1" = statusline ] || exit 0\n{said}\n')
     with FakeModel([Say("I am here")]) as model, ClaudeScreen(agent_laptop, model) as screen:

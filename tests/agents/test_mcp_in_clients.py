@@ -15,6 +15,7 @@ import pytest
 from support.client_standin import ControlPlane, Person, service, signed_in
 from support.mcp_clients import client_environment, client_home, run_claude, run_codex, scripted_model
 
+pytestmark = pytest.mark.agents
 ALLOWED = ("--allowedTools", "mcp__runcode,Bash")
 
 

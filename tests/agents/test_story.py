@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from support.agent_clients import CODE_MODE_MODEL, TITLE, AgentLaptop, Run
+from support.agent_clients import CODE_MODE_MODEL, ROOT, TITLE, AgentLaptop, Run
 from support.executions import Execution
 from support.fake_model import Action, Call, Code, Conversation, FakeModel, Step
 from support.file_watch import watch_files
@@ -35,6 +35,9 @@ EDIT = "sed -i 's/a - b/a + b/' calc.py"
 SERVE = "nohup python3 -m http.server 8123 --bind 127.0.0.1 >/dev/null 2>&1 & until python3 -c '%s'; do sleep 0.1; done"
 SERVE %= 'import socket; socket.create_connection(("127.0.0.1", 8123))'
 SERVE = f"({SERVE}) 2>/dev/null; echo serving"
+
+
+SOURCES = f"{ROOT}/src/runcode/"
 
 
 def quote(line: str) -> str:
@@ -80,10 +83,9 @@ def make_script(say: Callable[[str], Action], lines: list[str], fetched: list[by
 
 
 def is_ours(one: Execution) -> bool:
-    """`runcode` itself: its launcher, its interpreter on its entry, and the OpenSSH client that it starts."""
-    words = [*one.argv, "", "", ""]
+    """`runcode` itself: its launcher, its interpreter on a file of its own, and the OpenSSH client that it starts."""
     if os.path.basename(one.program).startswith("python3"):
-        return words[1:3] == ["-I", "-S"]
+        return one.argv[1:2] == ["-I"] and any(word.startswith(SOURCES) for word in one.argv)
     return os.path.basename(one.program) in {"runcode", "runcode-program", "ssh", "ssh-keygen"}
 
 

@@ -23,6 +23,12 @@ A story, in either client:
   `claude -p` refuses a tool, which the model sees as an error result.
 - A subagent: Call("Agent", description="…", prompt="MARK …", subagent_type="general-purpose")
   and FakeModel(..., others={"MARK": [...]}); read it with `model.conversation("MARK")`.
+  In Codex: Call("tool_search", query="spawn agent"), then Call("spawn_agent",
+  namespace="multi_agent_v1", message="MARK …"). Both run beside the main conversation: give
+  that one a step that takes a moment, or it may end first.
+- A tool that Claude Code defers (Monitor, WebFetch, …): Call("ToolSearch",
+  query="select:Monitor", max_results=1) first.
+- A hook of one's own making: overwrite `agent_laptop.program` (tests/agents/test_hooks_wiring.py).
 - A second turn of the same session: `resume=run.session_id`. A second session: run again.
 - What ran here: `run.executions` is the kernel's list of every program that the client
   and all its descendants started (strace). A command on the workspace is never in it: its
@@ -52,7 +58,8 @@ from support.service import BARE_PATH, RUNCODE, Laptop
 ROOT = Path(__file__).resolve().parents[2]
 SETUP = ROOT / "scripts" / "setup_agent_clients.sh"
 CLIENTS = ROOT / ".cache" / "agent-clients"
-HOMES = ROOT / ".cache" / "agent-homes"
+# As it really is: a link to it may stand below the system's temp folder.
+HOMES = (ROOT / ".cache" / "agent-homes").resolve()
 VERSIONS = dict(re.findall(r"^(claude|codex|claude_before)=([0-9.]+)$", SETUP.read_text(), re.MULTILINE))
 PROGRAMS = {
     "claude": CLIENTS / "now" / "node_modules" / ".bin" / "claude",

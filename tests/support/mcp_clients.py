@@ -2,7 +2,7 @@
 
 A ScriptedModel plays a list of steps to whichever client asks and keeps what it was
 sent; what the model received is what tests look at. The clients come from
-`scripts/setup_agent_clients.sh`, or from the folder in AGENT_CLIENTS.
+`make agent-clients`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-# Read when the tests are collected: the isolated environment of a test has no such variable.
-_NAMED = os.environ.get("AGENT_CLIENTS")
-CLIENTS = Path(_NAMED) if _NAMED else ROOT / ".cache" / "agent-clients"
-BIN = CLIENTS / "node_modules" / ".bin"
-HOW_TO_INSTALL = "the real clients are missing: sh scripts/setup_agent_clients.sh"
+from support import agent_clients
+
+BIN = agent_clients.PROGRAMS["claude"].parent
+HOW_TO_INSTALL = "the real clients are missing: make agent-clients"
 
 
 def require_client(name: str) -> str:
@@ -184,7 +182,7 @@ def scripted_model(steps: list[dict[str, Any]]) -> Iterator[ScriptedModel]:
 @contextlib.contextmanager
 def client_home() -> Iterator[Path]:
     """A home for one client. Not below the temporary folder: Codex refuses helper programs there."""
-    base = ROOT / ".cache" / "agent-homes"
+    base = agent_clients.HOMES
     base.mkdir(parents=True, exist_ok=True)
     home = Path(tempfile.mkdtemp(dir=base))
     try:
