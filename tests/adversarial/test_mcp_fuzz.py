@@ -191,6 +191,20 @@ def test_lines_that_are_no_protocol_end_nothing(wire: Wire, line: bytes) -> None
     assert wire.call("exec", command="echo on", workspace="42")["stdout"] == "on\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("exec", {"command": "a\0b"}),
+        ("read", {"path": "a\0"}),
+        ("edit", {"edits": [{"path": "\0", "old": "a", "new": ""}]}),
+    ],
+)
+def test_a_nul_is_refused_before_anything_runs(wire: Wire, name: str, arguments: dict[str, Any]) -> None:
+    failed = wire.call(name, **arguments, workspace="42")
+    assert failed["error"] == "usage"
+    assert "NUL" in failed["message"]
+
+
 def test_half_a_surrogate_is_refused_or_answered(wire: Wire) -> None:
     """JSON can say it, and no text can hold it."""
     wire.send_raw(

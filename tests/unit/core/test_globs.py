@@ -57,6 +57,13 @@ def test_many_stars_end_in_time() -> None:
         compile_glob("**/a/" * 5)
 
 
+def test_stars_never_look_back() -> None:
+    """The shape itself, since a test must not wait for what never ends: all but the last star in atomic groups."""
+    pattern = compile_glob("a*b*c*d").pattern
+    assert pattern.count("(?>") == 2
+    assert pattern.count("[^/]*") == 3
+
+
 def test_alternatives_are_bounded() -> None:
     with pytest.raises(RunCodeError):
         expand("{a,b}" * 20)
