@@ -130,9 +130,10 @@ def test_a_box_that_answers_without_end_is_stopped(plane: ControlPlane, wire: Wi
     before = rc.read_text()
     rc.write_text("while :; do printf '%65536s' noise; done\n")
     try:
-        for tool, arguments in (("exec", {"command": "true"}), ("list", {})):
+        for tool, arguments in (("list", {}), ("exec", {"command": "true"})):
             failed = wire.call(tool, **arguments)
             assert failed["error"] == "io_error", tool
+            assert "was stopped" in failed["message"], tool
             assert len(json.dumps(failed)) < 1000
     finally:
         rc.write_text(before)
