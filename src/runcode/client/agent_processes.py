@@ -56,6 +56,19 @@ def find_remembered_session(settings: Settings, pid: int) -> str | None:
     return key if born and born == _birth_of(pid) and is_session_key(key) else None
 
 
+def find_parent(pid: int) -> int | None:
+    """The process that started this one, or None when nobody can tell."""
+    try:
+        with open(f"/proc/{pid:d}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1]) or None
+    except (OSError, IndexError, ValueError):
+        pass
+    if os.path.isdir("/proc/self"):
+        return None
+    text = _ask_ps("ppid=", pid).strip()
+    return int(text) if text.isdigit() and int(text) > 1 else None
+
+
 def _folder(settings: Settings) -> str:
     return os.path.join(settings.cache_folder, "agents")
 
@@ -70,15 +83,20 @@ def _birth_of(pid: int) -> str | None:
         pass
     if os.path.isdir("/proc/self"):
         return None
-    import subprocess  # a system without /proc (macOS)
+    return "-".join(_ask_ps("lstart=", pid).split()) or None
+
+
+def _ask_ps(field: str, pid: int) -> str:
+    """For a system without /proc (macOS)."""
+    import subprocess
 
     try:
         asked = subprocess.run(
-            ["/bin/ps", "-o", "lstart=", "-p", f"{pid:d}"], capture_output=True, text=True, timeout=5, check=False
+            ["/bin/ps", "-o", field, "-p", f"{pid:d}"], capture_output=True, text=True, timeout=5, check=False
         )
     except (OSError, subprocess.SubprocessError):
-        return None
-    return "-".join(asked.stdout.split()) or None
+        return ""
+    return asked.stdout
 
 
 def _forget_ended(folder: str) -> None:

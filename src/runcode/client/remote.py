@@ -68,10 +68,7 @@ class Remote:
         nonce = os.urandom(16).hex()
         workdir = None if home else self.session.workdir
         command = remote_command.render_exec(words, workdir=workdir, nonce=nonce)
-        if len(os.fsencode(command)) > COMMAND_MAX:
-            raise RunCodeError(
-                "usage", "the command line is too long for the workspace", resolution="send it through stdin or a file"
-            )
+        require_short(os.fsencode(command))
         if not platforms.current().can_multiplex:
             direct_watch = direct.Watch(timeout_s, None if tty else lambda name: self._signal_group(name, nonce))
             status = self.run(command, direct_watch.attend, streams, tty=tty)
@@ -134,6 +131,50 @@ class Remote:
                 return self._trust(status)
             attempts.prepare_next(outcome)
 
+    def exchange(
+        self,
+        command: str,
+        streams: Callable[[], tuple[int, int, int]],
+        pump: Callable[[], None],
+        attend: Callable[[int], int],
+    ) -> int:
+        """Run `command` once while `pump` moves bytes through the other ends of `streams`; returns its exit status.
+
+        `pump` is called when the command may have started and returns at the end of both outputs; what it raises ends
+        the command. `attend` does the same for an ssh with that process id, where connections cannot be shared.
+        Raises ConnectionLost when it may have started and its end is unknown.
+        """
+        if not platforms.current().can_multiplex:
+            return direct.run(self, command, attend, streams, tty=False)
+        from runcode.client import mux
+
+        encoded = os.fsencode(command)
+        require_short(encoded)
+        attempts = _Attempts(self, nullcontext)
+        while True:
+            descriptors = streams()
+            call = self._find_call()
+            outcome = mux.NO_MASTER
+            if call is not None and call.send(encoded, descriptors):
+                try:
+                    pump()
+                    outcome, status = call.attend()
+                finally:
+                    call.abandon()
+                if outcome == mux.STARTED:
+                    if status is None:
+                        raise explain_lost_status(call)
+                    return status
+            attempts.prepare_next(outcome)
+
+    def _find_call(self) -> mux.Call | None:
+        """One command's place at the live master, if there is one."""
+        from runcode.client import mux
+
+        control_path = self.session.control_path
+        master = mux.find_master(control_path)
+        return None if master is None else mux.Call(master, lambda: mux.find_master_pid(control_path) is not None)
+
     def _execute_over_mux(
         self, command: str, nonce: str, timeout_s: float | None, streams: Callable[[], tuple[int, int, int]]
     ) -> int:
@@ -147,12 +188,10 @@ class Remote:
             if left_s is not None and left_s <= 0:
                 self.timed_out = True  # before anything started
                 return EXIT_TIMED_OUT
-            control_path = self.session.control_path
-            master = mux.find_master(control_path)
+            call = self._find_call()
             outcome = mux.NO_MASTER
-            if master is not None:
-                call = mux.Call(master, lambda path=control_path: mux.find_master_pid(path) is not None)  # type: ignore[misc]
-                route = mux.Route(control_path, self.session.config_path, self.session.alias)
+            if call is not None:
+                route = mux.Route(self.session.control_path, self.session.config_path, self.session.alias)
                 with mux.Guard(call, route, nonce, left_s) as guard:
                     outcome, own_status = call.run(os.fsencode(command), streams())
                 if outcome == mux.STARTED:
@@ -218,6 +257,13 @@ class _Attempts:
             raise RunCodeError("network", "the connection to the workspace does not stay up")
         with self._pausing():
             self._remote.open()
+
+
+def require_short(command: bytes) -> None:
+    if len(command) > COMMAND_MAX:
+        raise RunCodeError(
+            "usage", "the command line is too long for the workspace", resolution="send it through stdin or a file"
+        )
 
 
 def explain_lost_status(call: mux.Call) -> RunCodeError:

@@ -133,9 +133,7 @@ def _verbs() -> dict[str, str]:
         "put": remote_files.render_upload("0", target, algorithm="sha256", size=None, mode=None),
         "put --resume": remote_files.render_partial("0", target, algorithm="sha256"),
         "get -r": remote_trees.render_tree_download("0", algorithm="sha256", workdir="/", path="p"),
-        "put -r": remote_trees.render_tree_upload(
-            "0", algorithm="sha256", workdir="/", path="p", name="n", is_big=False
-        ),
+        "put -r": remote_trees.render_tree_upload("0", algorithm="sha256", workdir="/", path="p", name="n"),
         "context": remote_context.render_context("0", workdir="/"),
         "forward": render_script("exec cat >/dev/null", "0"),
         "shell": render_shell(workdir="/"),

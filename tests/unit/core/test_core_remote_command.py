@@ -67,9 +67,7 @@ CALLS = {
     "runcode put 'it'\\''s a'": remote_files.render_upload(NONCE, TARGET, algorithm="sha256", size=7, mode=0o644),
     "runcode put --resume 'it'\\''s a'": remote_files.render_partial(NONCE, TARGET, algorithm="sha256"),
     "runcode get -r f": remote_trees.render_tree_download(NONCE, algorithm="sha256", workdir="/w", path="f"),
-    "runcode put -r f": remote_trees.render_tree_upload(
-        NONCE, algorithm="sha256", workdir="/w", path="f", name="n", is_big=True
-    ),
+    "runcode put -r f": remote_trees.render_tree_upload(NONCE, algorithm="sha256", workdir="/w", path="f", name="n"),
     "runcode context": remote_context.render_context(NONCE, workdir="/w"),
     "runcode forward": render_script("exec cat >/dev/null", NONCE),
     "runcode shell": render_shell(workdir="/w d"),
