@@ -4,8 +4,10 @@
  * line is handed on as it came, past the program's own name, so that no argument is read and quoted anew. Built by
  * .github/workflows/release.yml (cl /O2 /MT runcode.c); compiled with mingw-w64 here, never run (docs/platforms.md).
  */
+#ifndef UNICODE
 #define UNICODE
 #define _UNICODE
+#endif
 #include <windows.h>
 #include <stdio.h>
 #include <wchar.h>
@@ -42,15 +44,17 @@ int wmain(void) {
     int written = swprintf(line, ROOM, L"\"%ls\" -I -S -X \"self=%ls\" \"%ls\\lib\\runcode\\cli\\entry.py\" %ls", python, self, app, rest);
     if (written < 0) return fail(rest, app);
 
-    /* Ctrl-C goes to the whole console: Python answers it, and this waits for the answer. */
-    SetConsoleCtrlHandler(NULL, TRUE);
-    STARTUPINFOW start = {sizeof start};
+    STARTUPINFOW start = {0};
+    start.cb = sizeof start;
     start.dwFlags = STARTF_USESTDHANDLES;
     start.hStdInput = GetStdHandle(STD_INPUT_HANDLE);
     start.hStdOutput = GetStdHandle(STD_OUTPUT_HANDLE);
     start.hStdError = GetStdHandle(STD_ERROR_HANDLE);
     PROCESS_INFORMATION child;
     if (!CreateProcessW(python, line, NULL, NULL, TRUE, 0, NULL, NULL, &start, &child)) return fail(rest, app);
+    /* Ctrl-C goes to the whole console: Python answers it, and this waits for the answer. Said only now, since a child
+     * inherits it. */
+    SetConsoleCtrlHandler(NULL, TRUE);
     /* Whoever ends this ends Python with it. */
     HANDLE job = CreateJobObjectW(NULL, NULL);
     JOBOBJECT_EXTENDED_LIMIT_INFORMATION limit = {0};
