@@ -8,12 +8,11 @@ list of programs (`run.executions`), not the client's word.
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from support.agent_clients import CODE_MODE_MODEL, OTHER, TITLE, AgentLaptop, Run
-from support.fake_model import Action, Call, Code, FakeModel, Patch
+from support.fake_model import Action, Call, Code, FakeModel
 from support.service import Service
 
 pytest_plugins = ["support.agent_fixtures"]
