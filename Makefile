@@ -26,8 +26,17 @@ endif
 demo: setup ## Watch an agent-like session work on a remote workspace, all on this machine
 	@$(PY) scripts/demo.py
 
+# Exit status 3: this machine cannot have them. The run then lists their tests as NOT RUN.
+.PHONY: agent-clients
+agent-clients: ## The real Claude Code and Codex from npm, in the versions that the plugin is proved with
+	@sh scripts/setup_agent_clients.sh .cache/agent-clients || [ $$? = 3 ]
+
+.PHONY: test-agents
+test-agents: setup agent-clients ## The plugin in the real Claude Code and Codex, offline, with every long story
+	@$(PY) -m pytest tests/agents --agents all $(PYTEST_ARGS)
+
 .PHONY: test
-test: setup ## Run the whole test suite, on real parts
+test: setup agent-clients ## Run the whole test suite, on real parts
 	@$(PY) -m pytest $(PYTEST_ARGS)
 
 .PHONY: contract

@@ -126,7 +126,9 @@ def pin(options: argparse.Namespace) -> None:
         text = (folder / "checksums.txt").read_text(encoding="ascii")
         pinned = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("#"))
         if pinned != pins or (folder / "RUNCODE_VERSION").read_text(encoding="ascii") != f"{tag}\n":
-            raise ReleaseError("the plugin pins something else than what was built: `make release-pins`, commit, build again")
+            raise ReleaseError(
+                "the plugin pins something else than what was built: `make release-pins`, commit, build again"
+            )
         print(f"release: the plugin pins {tag} as built")
         return
     head = "# SHA-256 of the archives of the release that RUNCODE_VERSION names, in sha256sum's form; they bind.\n"
@@ -138,8 +140,12 @@ def pin(options: argparse.Namespace) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=ROOT / "dist", help="emptied first")
-    parser.add_argument("--python", type=Path, metavar="FOLDER", help="a CPython that can be moved; default: a copy of this one")
-    parser.add_argument("--without-python", action="store_true", help="a development archive that uses this machine's Python")
+    parser.add_argument(
+        "--python", type=Path, metavar="FOLDER", help="a CPython that can be moved; default: a copy of this one"
+    )
+    parser.add_argument(
+        "--without-python", action="store_true", help="a development archive that uses this machine's Python"
+    )
     parser.add_argument("--windows-program", type=Path, metavar="FILE", help="the built packaging/windows/runcode.c")
     parser.add_argument("--archive-only", action="store_true", help="neither wheel, sdist nor .pyz")
     parser.add_argument("--plugin", type=Path, default=ROOT / "plugin", help="whose pins")

@@ -26,7 +26,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 GUARDS_FILE = ROOT / "tests" / "adversarial" / "guards.toml"
-_COPIED = ("src", "tests", "scripts", "packaging", "benchmarks", "docs", "plugin")
+_COPIED = ("src", "tests", "scripts", "packaging", "benchmarks", "docs", "plugin", ".claude-plugin", ".agents")
 _COPIED_FILES = ("pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "Makefile", "constraints.txt")
 _TIMEOUT_S = 600
 # pytest's exit status: a test failed. 2 and above mean that nothing was judged.
@@ -81,6 +81,11 @@ def make_copy(target: Path) -> None:
     for name in _COPIED_FILES:
         if (ROOT / name).exists():
             shutil.copy2(ROOT / name, target / name)
+    # The agent clients and the homes that tests give them are too large, or stand where they must.
+    (target / ".cache").mkdir()
+    for name in ("agent-clients", "agent-homes"):
+        (ROOT / ".cache" / name).mkdir(parents=True, exist_ok=True)
+        (target / ".cache" / name).symlink_to(ROOT / ".cache" / name)
     original = ROOT / ".venv"
     packages = next((original / "lib").glob("python3*/site-packages"))
     venv = target / ".venv"

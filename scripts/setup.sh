@@ -27,6 +27,8 @@ need git command -v git
 need curl command -v curl
 # Tests put it through the hosts of `config-ssh`.
 need rsync command -v rsync
+# Tests in the agent clients ask the kernel which programs those started.
+need strace command -v strace
 # Login shells that people have on boxes: the tests of `exec` run through each.
 need zsh command -v zsh
 need fish command -v fish

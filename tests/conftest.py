@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from support import agent_clients
 from support.runtime_table import RuntimeTables
 
 _KEPT = ("PATH", "LANG", "LC_ALL", "TERM", "TZ", "CI", "TMPDIR", "PYTHONDONTWRITEBYTECODE")
@@ -15,7 +16,7 @@ _KEPT = ("PATH", "LANG", "LC_ALL", "TERM", "TZ", "CI", "TMPDIR", "PYTHONDONTWRIT
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_NOT_RUN = pytest.StashKey[list[str]]()
+_NOT_RUN = pytest.StashKey[list[tuple[str, str]]]()
 _TABLES = pytest.StashKey[RuntimeTables]()
 
 
@@ -43,16 +44,30 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(_FeedTables(config.stash[_TABLES]))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--agents", choices=["short", "all"], default="short", help="also the long stories (agents_long)")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """What this user cannot run is taken out here, and listed by name at the end: never a silent skip."""
+    """What cannot run here is taken out, and listed by name at the end: never a silent skip."""
     config.stash[_TABLES].add_items(items)
-    if os.geteuid() == 0:
-        config.stash[_NOT_RUN] = []
-        return
-    left_out = [item for item in items if item.get_closest_marker("root_only")]
-    items[:] = [item for item in items if item not in left_out]
-    config.stash[_NOT_RUN] = [item.nodeid for item in left_out]
+    reasons: dict[str, str] = {}
+    if os.geteuid() != 0:
+        reasons["root_only"] = "needs root"
+    if config.getoption("--agents") == "short":
+        reasons["agents_long"] = "left to `make test-agents`"
+    obstacle = agent_clients.find_obstacle()
+    if obstacle is not None:
+        reasons["agents"] = obstacle
+    left_out: list[pytest.Item] = []
+    config.stash[_NOT_RUN] = []
+    for item in items:
+        found = [reason for marker, reason in reasons.items() if item.get_closest_marker(marker)]
+        if found:
+            left_out.append(item)
+            config.stash[_NOT_RUN].append((item.nodeid, "; ".join(found)))
     if left_out:
+        items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
 
 
@@ -61,7 +76,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section(title)
         for line in lines:
             terminalreporter.line(line)
-    not_run = [(node, "needs root") for node in config.stash.get(_NOT_RUN, [])]
+    not_run = list(config.stash.get(_NOT_RUN, []))
     for report in terminalreporter.stats.get("skipped", []):
         not_run.append((report.nodeid, str(report.longrepr[-1]) if report.longrepr else "skipped"))
     if not_run:

@@ -55,6 +55,11 @@ def read_promises() -> Iterator[tuple[str, list[str], list[str]]]:
             yield cells[0], re.findall(r"`([^`]+)`", cells[1]), re.findall(r"`([^`]+)`", cells[2])
 
 
+def find_named(path: str) -> Path:
+    """A file that the page names: below src/runcode, or, of the plugin, below the root."""
+    return (ROOT if path.startswith("plugin/") else SOURCES) / path
+
+
 PROMISES = list(read_promises())
 
 
@@ -64,14 +69,14 @@ def test_a_promise_names_code_and_tests_that_exist(promise: str, code: list[str]
     assert code
     assert tests
     for path in code:
-        assert (SOURCES / path).exists(), path
+        assert find_named(path).exists(), path
     for test in tests:
         assert (ROOT / test).exists() if test.startswith("tests/") else test in defined_tests(), test
 
 
 def test_every_guard_stands_in_a_file_that_some_promise_names() -> None:
     """What `make mutate-guards` takes out is what the page tells of."""
-    named = [SOURCES / path for _, code, _ in PROMISES for path in code]
+    named = [find_named(path) for _, code, _ in PROMISES for path in code]
     for guard in mutate_guards.load_guards():
         file = ROOT / guard.file
         assert any(file == path or path in file.parents for path in named), (guard.name, guard.file)

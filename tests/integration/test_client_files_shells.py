@@ -23,6 +23,8 @@ CASES = {
     "bash as sh": ("/bin/sh", "/bin/bash --posix"),
     "zsh": ("zsh", "/bin/sh"),
     "fish": ("fish", "/bin/sh"),
+    "dash without Python": ("/bin/dash", "/bin/sh"),
+    "bash as sh without Python": ("/bin/sh", "/bin/bash --posix"),
     "busybox": ("/bin/sh", "busybox sh"),
 }
 
@@ -35,6 +37,10 @@ def plane(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ControlPla
             pytest.skip(f"{name} is not installed")
     tools = tmp_path / "tools"
     tools.mkdir()
+    if "Python" in request.param or request.param == "busybox":
+        # One that stands where the system's does not is not asked.
+        (tools / "python3").write_text("#!/bin/sh\nexit 1\n")
+        (tools / "python3").chmod(0o755)
     if request.param == "busybox":
         # All of its programs before the usual ones: tar, dd, head, tee, find, xargs, sha256sum.
         listed = subprocess.run(["busybox", "--list"], capture_output=True, text=True, check=True).stdout.split()
@@ -42,7 +48,8 @@ def plane(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ControlPla
             (tools / applet).symlink_to(str(shutil.which("busybox")))
     force = tmp_path / "force"
     force.write_text(
-        '#!/bin/bash\ncommand=${SSH_ORIGINAL_COMMAND//"/bin/sh -c"/"' + inner + f' -c"}}\nexec {login} -c "$command"\n'
+        f'#!/bin/bash\nexport PATH="{tools}:$PATH"\n'
+        'command=${SSH_ORIGINAL_COMMAND//"/bin/sh -c"/"' + inner + f' -c"}}\nexec {login} -c "$command"\n'
     )
     force.chmod(0o755)
     options = f"MaxSessions 1000\nForceCommand {force}"

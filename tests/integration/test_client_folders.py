@@ -286,11 +286,11 @@ def test_a_box_without_sha256_or_openssl_checks_by_cksum(person: Person, plane: 
 
 
 def test_damage_on_the_box_is_found_and_nothing_is_moved(person: Person, plane: ControlPlane) -> None:
-    """Its sha256sum names another content than what was sent."""
+    """Its sha256sum names another content than what was sent. (With Python: test_remote_engines.py.)"""
     assert plane.sshd is not None
     lying = plane.sshd.folder / "lying"
     lying.mkdir()
-    for name in ("sha256sum", "openssl"):
+    for name in ("sha256sum", "openssl", "python3"):
         (lying / name).write_text("#!/bin/sh\ncat >/dev/null\necho 0000 -\n")
         (lying / name).chmod(0o755)
     (plane.sshd.home / ".bashrc").write_text(f"export PATH={lying}:$PATH\n")

@@ -75,7 +75,9 @@ def test_twice_in_different_folders_is_the_same_byte_for_byte(dist: Path, tmp_pa
     (project / "src/runcode/__pycache__/left.pyc").write_bytes(b"left")
     made = make_release(project, tmp_path / "dist")
     assert made.returncode == 0, made.stderr
-    first, second = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in (dist, tmp_path / "dist"))
+    first, second = (
+        {path.name: path.read_bytes() for path in folder.iterdir()} for folder in (dist, tmp_path / "dist")
+    )
     assert set(first) == {
         f"runcode-{VERSION}-py3-none-any.whl",
         f"runcode-{VERSION}.tar.gz",
@@ -200,7 +202,11 @@ def test_exec_against_a_real_workspace_through_it(dist: Path, tmp_path: Path, se
 def test_the_pyz_is_a_client_too(dist: Path, tmp_path: Path) -> None:
     pyz = dist / f"runcode-{VERSION}.pyz"
     done = subprocess.run(
-        [sys.executable, "-I", str(pyz), "--version"], capture_output=True, text=True, env={"HOME": str(tmp_path)}, check=False
+        [sys.executable, "-I", str(pyz), "--version"],
+        capture_output=True,
+        text=True,
+        env={"HOME": str(tmp_path)},
+        check=False,
     )
     assert (done.returncode, done.stdout) == (0, f"runcode {VERSION}\n"), done.stderr
     with zipfile.ZipFile(pyz) as packed:

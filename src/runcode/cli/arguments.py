@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-_VALUE_OPTIONS = ("--api-base", "--token-file", "--token", "--workspace", "--timeout")
+_VALUE_OPTIONS = ("--api-base", "--token-file", "--token", "--workspace", "--timeout", "--agent-session")
 
 
 class Parser(argparse.ArgumentParser):

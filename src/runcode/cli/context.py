@@ -41,6 +41,7 @@ class Context:
             workspace=getattr(options, "workspace", None),
             token_file=getattr(options, "token_file", None),
             token_option=getattr(options, "token", None),
+            agent_session=getattr(options, "agent_session", None),
         )
 
     def api(self, settings: Settings) -> Api:

@@ -12,10 +12,13 @@ import sys
 HOT = {
     "connect": "runcode.cli.hot_connect",
     "exec": "runcode.cli.hot_exec",
+    "hook": "runcode.cli.hot_hook",
     "statusline": "runcode.cli.hot_statusline",
     "--version": "runcode.cli.hot_version",
 }
 EXIT_INTERRUPTED = 130
+# What an agent's client takes for "do not run it"; any other failure of a hook it passes over.
+EXIT_REFUSED = 2
 
 
 def start(argv: list[str]) -> int:
@@ -28,7 +31,7 @@ def start(argv: list[str]) -> int:
                 _leave(status)
         from runcode.cli.main import main
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        return EXIT_REFUSED if argv[1] == "hook" else EXIT_INTERRUPTED
     return main(argv)
 
 

@@ -29,10 +29,10 @@ from runcode.core.remote_command import render_exec
 
 def run(argv: list[str]) -> int | None:
     try:
-        home, timeout_s, workspace, words = _parse(argv)
+        home, timeout_s, workspace, agent_session, words = _parse(argv)
         for number in (0, 1, 2):
             posix.fstat(number)
-        session = _find_session(workspace)
+        session = _find_session(workspace, agent_session)
         encoding = sys.getfilesystemencoding()
         control_path = session[b"control_path"].decode(encoding, "surrogateescape")
         config_path = (session[b"folder"] + b"/config").decode(encoding, "surrogateescape")
@@ -61,13 +61,16 @@ def run(argv: list[str]) -> int | None:
     return result
 
 
-def _parse(argv: list[str]) -> tuple[bool, float | None, bytes, list[str]]:
-    """`exec [--home] [--timeout N] [--workspace ID] -- CMD…` → (home, seconds, id or nothing, words)."""
-    home, timeout_s, workspace, at = False, None, b"", 2
+def _parse(argv: list[str]) -> tuple[bool, float | None, bytes, bytes, list[str]]:
+    """`exec [--home] [--timeout N] [--workspace ID] [--agent-session KEY] -- CMD…` → each of them, or nothing."""
+    home, timeout_s, workspace, agent_session, at = False, None, b"", b"", 2
     while argv[at : at + 1] != ["--"]:
         option = argv[at] if at < len(argv) else ""
         if option == "--home":
             home = True
+        elif option == "--agent-session" and at + 1 < len(argv) and argv[at + 1]:
+            at += 1
+            agent_session = argv[at].encode()
         elif option in ("--timeout", "--workspace") and at + 1 < len(argv) and len(argv[at + 1]) <= 9:
             at += 1
             number = argv[at].encode("ascii", "replace")
@@ -83,20 +86,21 @@ def _parse(argv: list[str]) -> tuple[bool, float | None, bytes, list[str]]:
     words = argv[at + 1 :]
     if not words:
         raise Unusual
-    return home, timeout_s, workspace, words
+    return home, timeout_s, workspace, agent_session, words
 
 
-def _find_session(workspace: bytes) -> dict[bytes, bytes]:
-    """The session of the workspace that was named by its id, else of the attached one."""
+def _find_session(workspace: bytes, agent_session: bytes = b"") -> dict[bytes, bytes]:
+    """The session of the workspace with this id, else of what is attached to this (or that) agent session."""
     environ = posix.environ
-    workspace = workspace or environ.get(b"RUNCODE_WORKSPACE", b"")
+    if not agent_session:
+        workspace = workspace or environ.get(b"RUNCODE_WORKSPACE", b"")
     if workspace:
         if not is_number(workspace):
             raise Unusual
         session = find_session(environ, int(workspace), find_base(environ, find_folders(environ)[0]))
     else:
-        agent_session, in_agent = find_agent(environ)
-        attached = find_attached(environ, agent_session, in_agent, posix.getcwdb())
+        key, in_agent = (agent_session, True) if agent_session else find_agent(environ)
+        attached = find_attached(environ, key, in_agent, posix.getcwdb())
         session = None if attached is None else find_session(environ, attached[0], attached[2])
     if session is None or int(session[b"expires_at"]) - int(time.time()) <= RENEW_BEFORE_EXPIRY_S:
         raise Unusual

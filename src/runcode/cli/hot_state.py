@@ -72,10 +72,12 @@ def read_file(path: bytes) -> bytes | None:
     return content
 
 
-def find_agent(environ: dict[bytes, bytes], claude: bytes | None = None) -> tuple[bytes | None, bool]:
-    """(this agent session's key, is there any agent). `claude` is the session that a status line was told."""
+def find_agent(
+    environ: dict[bytes, bytes], claude: bytes | None = None, codex: bytes | None = None
+) -> tuple[bytes | None, bool]:
+    """(this agent session's key, is there any agent). `claude` and `codex` are what a client told of itself."""
     claude = claude or environ.get(b"CLAUDE_CODE_SESSION_ID")
-    codex = environ.get(b"CODEX_THREAD_ID") or environ.get(b"CODEX_SESSION_ID")
+    codex = codex or environ.get(b"CODEX_THREAD_ID") or environ.get(b"CODEX_SESSION_ID")
     parts = [b"claude:" + claude] if claude else []
     if codex:
         parts.append(b"codex:" + codex)

@@ -44,12 +44,17 @@ COMMANDS: dict[str, tuple[str, int | None, str]] = {
     "config-ssh": ("config_ssh", None, "hosts for ssh, git, scp and editors in ~/.ssh/config"),
     "install-statusline": ("install_statusline", None, "the attached workspace in Claude Code's status line"),
     "install-path": ("install_path", None, "a link to runcode in ~/.local/bin"),
+    "mcp": ("runcode.agents.mcp.command", None, "the workspace's tools for MCP clients; `mcp install` sets it up"),
     "doctor": ("doctor", None, "what may be wrong here, and what to type"),
     "completion": ("completion", None, "a completion script for bash, zsh, fish or powershell"),
-    # Without a line of help: ssh calls it, not people.
+    "local": ("local", 255, "run a command here, although a workspace is attached"),
+    # Without a line of help: agents' hooks and ssh call them, not people.
+    "hook": ("runcode.agents.boundary.hook", 2, ""),
     "proxy": ("proxy", 255, ""),
 }
 EXIT_INTERRUPTED = 130
+# An agent's client takes it for "do not run it" (`agents.boundary`); any other failure of a hook it passes over.
+EXIT_REFUSED = 2
 
 
 def main(argv: list[str], environ: Mapping[str, str] | None = None, output: Output | None = None) -> int:
@@ -76,11 +81,11 @@ def main(argv: list[str], environ: Mapping[str, str] | None = None, output: Outp
         output.failure(error, as_json=as_json and failure_exit is None)
         return error.kind.exit_status if failure_exit is None else failure_exit
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        return EXIT_REFUSED if words[:1] == ["hook"] else EXIT_INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone; there is nobody to tell.
         output.abandon()
-        return EXIT_FAILURE
+        return EXIT_REFUSED if words[:1] == ["hook"] else EXIT_FAILURE
     except Exception as error:
         # The boundary: an unknown exception's text may hold a secret or an escape sequence.
         from runcode.cli.crash import record_crash

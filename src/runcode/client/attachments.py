@@ -75,6 +75,25 @@ def attach(settings: Settings, workspace_id: int, title: str) -> Attachment:
     return attachment
 
 
+def copy_session_attachment(settings: Settings, before: str, after: str) -> bool:
+    """What agent session `before` is attached to, `after` is too: the same agent under a new name. Says whether."""
+    if not is_private_folder(_folder(settings)):
+        return False
+    found = _load(settings, "session", before)
+    if found is None:
+        return False
+    copied = Attachment(
+        scope="session",
+        key=after,
+        api_base=found.api_base,
+        workspace_id=found.workspace_id,
+        title=found.title,
+        attached_at=found.attached_at,
+    )
+    write_private_file(os.path.join(_folder(settings), copied.file_name), _render(copied))
+    return True
+
+
 def find_attachment(settings: Settings, *, shared: bool = True) -> Attachment | None:
     """The attachment that counts here, or None. Raises `ambiguous` in a plain terminal when several are live.
 
@@ -97,6 +116,30 @@ def find_attachment(settings: Settings, *, shared: bool = True) -> Attachment | 
             break
         folder = parent
     return None if settings.in_agent or not shared else _find_only_one(settings)
+
+
+def find_broken_record(settings: Settings) -> str | None:
+    """A file that should say what is attached here, and does not; None when every one can be read, or none is there.
+
+    Raises `unsafe_path` when the folder of attachments is not ours alone.
+    """
+    folder = _folder(settings)
+    if not os.path.lexists(folder):
+        return None
+    if not is_private_folder(folder):
+        raise RunCodeError("unsafe_path", f"{folder} is not a folder of yours alone")
+    names_here = [] if settings.agent_session is None else [file_name("session", settings.agent_session)]
+    at = settings.cwd
+    while True:
+        names_here.append(file_name("folder", at))
+        if os.path.dirname(at) == at:
+            break
+        at = os.path.dirname(at)
+    for name in names_here:
+        path = os.path.join(folder, name)
+        if os.path.lexists(path) and _parse(read_private_file(path)) is None:
+            return path
+    return None
 
 
 def load_attachment(settings: Settings) -> Attachment:

@@ -166,10 +166,13 @@ class Call:
         self.lost_alone = False
 
     def run(self, command: bytes, descriptors: tuple[int, int, int] = (0, 1, 2)) -> tuple[str, int | None]:
-        """(STARTED, status), (STARTED, None) when its end is unknown, (NO_MASTER, None) or (REFUSED, None).
+        """`send`, then `attend`."""
+        if not self.send(command, descriptors):
+            return NO_MASTER, None
+        return self.attend(terminal=posix.isatty(descriptors[1]) or posix.isatty(descriptors[2]))
 
-        Returns when the master has passed on everything that the command wrote.
-        """
+    def send(self, command: bytes, descriptors: tuple[int, int, int]) -> bool:
+        """Hand the command over, with its stdin, stdout and stderr. False: it did not start, nobody took it."""
         master = self._master
         fields = b"".join(
             (
@@ -189,11 +192,15 @@ class Call:
             # sendmsg is one byte: it was taken whole or not at all.
             self.sent = False
             master.socket.close()
-            return NO_MASTER, None
+            return False
         master.socket.settimeout(self._silence_s)
-        return self._attend(terminal=posix.isatty(descriptors[1]) or posix.isatty(descriptors[2]))
+        return True
 
-    def _attend(self, *, terminal: bool) -> tuple[str, int | None]:
+    def attend(self, *, terminal: bool = False) -> tuple[str, int | None]:
+        """(STARTED, status), (STARTED, None) when its end is unknown, or (REFUSED, None).
+
+        Returns when the master has passed on everything that the command wrote.
+        """
         status: int | None = None
         silences = 0
         try:
@@ -224,7 +231,7 @@ class Call:
         return STARTED, status
 
     def abandon(self) -> None:
-        """Hang up, so that `run` returns; the master ends the session."""
+        """Hang up, so that `attend` returns; the master ends the session."""
         try:
             self._master.socket.shutdown(_socket.SHUT_RDWR)
         except OSError:  # it is closed already

@@ -52,9 +52,15 @@ class Remote:
         self.timed_out = False
 
     def execute(
-        self, words: list[str], *, home: bool = False, tty: bool = False, timeout_s: float | None = None
+        self,
+        words: list[str],
+        *,
+        home: bool = False,
+        tty: bool = False,
+        timeout_s: float | None = None,
+        streams: Callable[[], tuple[int, int, int]] = lambda: (0, 1, 2),
     ) -> int:
-        """Run a command on this process's own stdin, stdout and stderr; returns its exit status.
+        """Run a command, on this process's own stdin, stdout and stderr by default; returns its exit status.
 
         124 when `timeout_s` ran out, 128+N when a signal ended it. The remote
         process group is ended with INT, TERM or HUP when we get one.
@@ -62,20 +68,17 @@ class Remote:
         nonce = os.urandom(16).hex()
         workdir = None if home else self.session.workdir
         command = remote_command.render_exec(words, workdir=workdir, nonce=nonce)
-        if len(os.fsencode(command)) > COMMAND_MAX:
-            raise RunCodeError(
-                "usage", "the command line is too long for the workspace", resolution="send it through stdin or a file"
-            )
+        require_short(os.fsencode(command))
         if not platforms.current().can_multiplex:
             direct_watch = direct.Watch(timeout_s, None if tty else lambda name: self._signal_group(name, nonce))
-            status = self.run(command, direct_watch.attend, tty=tty)
+            status = self.run(command, direct_watch.attend, streams, tty=tty)
             self.timed_out = direct_watch.timed_out
             return status
         if not tty:
-            return self._execute_over_mux(command, nonce, timeout_s)
+            return self._execute_over_mux(command, nonce, timeout_s, streams)
         watch = Watch(timeout_s, None if tty else lambda name: self._signal_group(name, nonce))
         with watch:
-            status = self.run(command, watch.attend, tty=tty, pausing=watch.lifted)
+            status = self.run(command, watch.attend, streams, tty=tty, pausing=watch.lifted)
         self.timed_out = watch.timed_out
         return watch.result(status)
 
@@ -128,7 +131,53 @@ class Remote:
                 return self._trust(status)
             attempts.prepare_next(outcome)
 
-    def _execute_over_mux(self, command: str, nonce: str, timeout_s: float | None) -> int:
+    def exchange(
+        self,
+        command: str,
+        streams: Callable[[], tuple[int, int, int]],
+        pump: Callable[[], None],
+        attend: Callable[[int], int],
+    ) -> int:
+        """Run `command` once while `pump` moves bytes through the other ends of `streams`; returns its exit status.
+
+        `pump` is called when the command may have started and returns at the end of both outputs; what it raises ends
+        the command. `attend` does the same for an ssh with that process id, where connections cannot be shared.
+        Raises ConnectionLost when it may have started and its end is unknown.
+        """
+        if not platforms.current().can_multiplex:
+            return direct.run(self, command, attend, streams, tty=False)
+        from runcode.client import mux
+
+        encoded = os.fsencode(command)
+        require_short(encoded)
+        attempts = _Attempts(self, nullcontext)
+        while True:
+            descriptors = streams()
+            call = self._find_call()
+            outcome = mux.NO_MASTER
+            if call is not None and call.send(encoded, descriptors):
+                try:
+                    pump()
+                    outcome, status = call.attend()
+                finally:
+                    call.abandon()
+                if outcome == mux.STARTED:
+                    if status is None:
+                        raise explain_lost_status(call)
+                    return status
+            attempts.prepare_next(outcome)
+
+    def _find_call(self) -> mux.Call | None:
+        """One command's place at the live master, if there is one."""
+        from runcode.client import mux
+
+        control_path = self.session.control_path
+        master = mux.find_master(control_path)
+        return None if master is None else mux.Call(master, lambda: mux.find_master_pid(control_path) is not None)
+
+    def _execute_over_mux(
+        self, command: str, nonce: str, timeout_s: float | None, streams: Callable[[], tuple[int, int, int]]
+    ) -> int:
         """The same over the master's own protocol: signals and the clock are `mux.Guard`'s."""
         from runcode.client import mux
 
@@ -139,14 +188,12 @@ class Remote:
             if left_s is not None and left_s <= 0:
                 self.timed_out = True  # before anything started
                 return EXIT_TIMED_OUT
-            control_path = self.session.control_path
-            master = mux.find_master(control_path)
+            call = self._find_call()
             outcome = mux.NO_MASTER
-            if master is not None:
-                call = mux.Call(master, lambda path=control_path: mux.find_master_pid(path) is not None)  # type: ignore[misc]
-                route = mux.Route(control_path, self.session.config_path, self.session.alias)
+            if call is not None:
+                route = mux.Route(self.session.control_path, self.session.config_path, self.session.alias)
                 with mux.Guard(call, route, nonce, left_s) as guard:
-                    outcome, own_status = call.run(os.fsencode(command))
+                    outcome, own_status = call.run(os.fsencode(command), streams())
                 if outcome == mux.STARTED:
                     self.timed_out = guard.timed_out
                     status = guard.result(own_status)
@@ -210,6 +257,13 @@ class _Attempts:
             raise RunCodeError("network", "the connection to the workspace does not stay up")
         with self._pausing():
             self._remote.open()
+
+
+def require_short(command: bytes) -> None:
+    if len(command) > COMMAND_MAX:
+        raise RunCodeError(
+            "usage", "the command line is too long for the workspace", resolution="send it through stdin or a file"
+        )
 
 
 def explain_lost_status(call: mux.Call) -> RunCodeError:

@@ -62,14 +62,18 @@ def load_settings(
     workspace: str | None = None,
     token_file: str | None = None,
     token_option: str | None = None,
+    agent_session: str | None = None,
 ) -> Settings:
-    """Options before environment before what `login` saved before the hosted service."""
+    """`agent_session` names a session in the environment's place; then RUNCODE_WORKSPACE counts for nothing.
+
+    Options before environment before what `login` saved before the hosted service.
+    """
     config = paths.config_folder(environ)
     saved = _find_saved_bases(config)
     chosen_api = api_base or environ.get("RUNCODE_API_BASE") or (saved[0] if saved else wire.DEFAULT_API_BASE)
     api = parse_base(chosen_api)
     chosen_web = web_base or environ.get("RUNCODE_WEB_BASE") or _console_of(api, saved)
-    session, in_agent = _agent(environ)
+    session, in_agent = _agent(environ) if agent_session is None else (agent_session, True)
     return Settings(
         environ=environ,
         config_folder=config,
@@ -77,7 +81,7 @@ def load_settings(
         api_base=api,
         web_base=parse_base(chosen_web),
         saved_base=saved[0] if saved else None,
-        workspace=workspace or environ.get("RUNCODE_WORKSPACE") or None,
+        workspace=workspace or (environ.get("RUNCODE_WORKSPACE") if agent_session is None else None) or None,
         client=_client_name(environ),
         agent_session=session,
         in_agent=in_agent,
@@ -104,6 +108,7 @@ def load_stored_settings(
     api_base: str | None = None,
     config_home: str | None = None,
     cache_home: str | None = None,
+    agent_session: str | None = None,
 ) -> Settings:
     """For what another program starts: the base is the given one, else the stored one, never the environment's.
 
@@ -120,7 +125,7 @@ def load_stored_settings(
     base = parse_base(api_base or stored)
     if meant != base:
         changed.pop("RUNCODE_TOKEN", None)
-    return load_settings(changed, api_base=base)
+    return load_settings(changed, api_base=base, agent_session=agent_session)
 
 
 def parse_base(raw_base: str) -> str:
@@ -230,10 +235,16 @@ def _agent(environ: Mapping[str, str]) -> tuple[str | None, bool]:
     """Which agent session this is. One agent started by another has both names, and both make its key."""
     codex = environ.get("CODEX_THREAD_ID") or environ.get("CODEX_SESSION_ID")
     claude = environ.get("CLAUDE_CODE_SESSION_ID")
+    key = agent_key(claude, codex)
+    marked = any(environ.get(name) for name in ("CLAUDECODE", "CURSOR_TRACE_ID", "CURSOR_AGENT", "GEMINI_CLI"))
+    return key, key is not None or marked
+
+
+def agent_key(claude: str | None, codex: str | None) -> str | None:
+    """The name of an agent session, of both where one agent runs inside the other."""
     parts = [f"claude:{claude}"] if claude else []
     parts += [f"codex:{codex}"] if codex else []
-    marked = any(environ.get(name) for name in ("CLAUDECODE", "CURSOR_TRACE_ID", "CURSOR_AGENT", "GEMINI_CLI"))
-    return ("+".join(parts) or None), bool(parts) or marked
+    return "+".join(parts) or None
 
 
 def _client_name(environ: Mapping[str, str]) -> str:

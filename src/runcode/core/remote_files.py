@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 
+from runcode.core import remote_python
 from runcode.core.errors import RunCodeError
 from runcode.core.remote_command import render_script
 from runcode.core.values import Value
@@ -62,7 +63,8 @@ class NoDigest(RunCodeError):
 # PIPE is ignored: when the client is gone, dash would die of its own error message before the trap cleans up.
 # `digest` prints one word for its stdin, by the algorithm in $algorithm. openssl is four times as fast as
 # coreutils' own SHA-256, but slower to start: it pays from $big bytes on.
-DIGEST_SCRIPT = """trap '' PIPE
+DIGEST_SCRIPT = (
+    """trap '' PIPE
 set -f
 fail() { printf '\\n%s error %s\\n' "$n" "$1"; exit 1; }
 word() { set -- $("$@"); echo "$1"; }
@@ -72,14 +74,18 @@ elif command -v sha256sum >/dev/null 2>&1; then digest() { word sha256sum; }
 elif command -v shasum >/dev/null 2>&1; then digest() { word shasum -a 256; }
 elif command -v openssl >/dev/null 2>&1; then digest() { word openssl dgst -sha256 -r; }
 else fail no_digest; fi
-cd -- "$workdir" 2>/dev/null || case $path in /*) ;; *) fail no_folder ;; esac
+"""
+    + remote_python.FIND_PYTHON
+    + """cd -- "$workdir" 2>/dev/null || case $path in /*) ;; *) fail no_folder ;; esac
 case $path in /*) ;; *) path=./$path ;; esac
 mode_of() { stat -L -c %a -- "$1" 2>/dev/null || stat -L -f %Lp -- "$1" 2>/dev/null || echo -; }
 """
+)
 
-# The digest is made beside the data, from a descriptor of its own, and goes to stderr.
+# The digest is made in the same pass where there is Python, else beside the data from a descriptor of its own.
+# It goes to stderr.
 _DOWNLOAD_SCRIPT = (
-    """n=$1 algorithm=$2 workdir=$3 path=$4 blocks=$5 prefix=$6 big=
+    """n=$1 algorithm=$2 workdir=$3 path=$4 blocks=$5 prefix=$6 program=$7 big= python=
 case $path in /*) f=$path ;; *) f=$workdir/$path ;; esac
 if [ -f "$f" ] && [ "$(wc -c <"$f")" -gt 8388608 ]; then big=1; fi 2>/dev/null
 """
@@ -92,7 +98,12 @@ size=$(wc -c <"$path") || fail denied
 if [ "$blocks" -gt 0 ]; then
     [ "$(dd bs=1048576 count="$blocks" <"$path" 2>/dev/null | digest)" = "$prefix" ] || blocks=0
 fi
+[ -z "$big" ] || find_python
 printf '\\n%s %d %s %d\\n' "$n" "$((size))" "$(mode_of "$path")" "$((blocks * 1048576))"
+if [ "$python" ]; then
+    python3 -I -S -c "$program" "$n" "$((blocks * 1048576))" 2>&3
+    [ $? -eq 9 ] || exit 0
+fi 3>&2 2>/dev/null
 { d=$(digest <&4); printf '\\n%s %s\\n' "$n" "$d" >&2; } &
 if [ "$blocks" -gt 0 ]; then dd bs=1048576 skip="$blocks" <&5 2>/dev/null; else cat <&5; fi
 wait"""
@@ -112,11 +123,13 @@ kept=${path%/*}/.runcode-$key.resume
 )
 
 # stdin carries the data and then a trailer, blank-padded to TRAILER_SIZE, that a stream which
-# was cut anywhere cannot end in. Where `head` takes exactly what it is told to, and the
-# size is known, the digest is made while the data arrives; else from the file, afterwards.
+# was cut anywhere cannot end in. Where the size is known, and the box has Python or a `head`
+# that takes exactly what it is told to, the digest is made while the data arrives; else from
+# the file, afterwards.
 _UPLOAD_SCRIPT = (
-    "n=$1 algorithm=$2 workdir=$3 path=$4 name=$5 size=$6 mode=$7 parents=$8 key=$9; shift 9; blocks=$1 big=\n"
-    + """[ "$size" = - ] || [ "$size" -lt 8388608 ] || big=1
+    "n=$1 algorithm=$2 workdir=$3 path=$4 name=$5 size=$6 mode=$7 parents=$8 key=$9\n"
+    + """shift 9; blocks=$1 program=$2 big= python=
+[ "$size" = - ] || [ "$size" -lt 8388608 ] || big=1
 """
     + _TARGET_SCRIPT
     + """if [ "$mode" = keep ]; then
@@ -136,7 +149,16 @@ else
     trap leave EXIT; trap 'exit 1' HUP INT TERM
 fi
 size_of() { echo "$(($(wc -c <"$part")))"; }
-if [ "$big" ] && [ "$(printf ab | { head -c 1 >/dev/null 2>&1; cat; })" = b ]; then
+[ -z "$big" ] || find_python
+status=9
+if [ "$python" ]; then
+    made=$(python3 -I -S -c "$program" "$part" "$((blocks * 1048576))" "$((size - blocks * 1048576))")
+    status=$?
+fi
+if [ "$status" -ne 9 ]; then
+    [ "$status" -eq 0 ] || throw_away io_error
+    trailer=$(cat)
+elif [ "$big" ] && [ "$(printf ab | { head -c 1 >/dev/null 2>&1; cat; })" = b ]; then
     made=$({ cat <"$part"; head -c "$((size - blocks * 1048576))" | tee -a -- "$part"; } 2>/dev/null | digest)
     trailer=$(cat)
 else
@@ -201,7 +223,9 @@ def render_download(
     The data begins behind `blocks` blocks when those have this digest, else at 0;
     the digest is always of the whole file.
     """
-    return render_script(_DOWNLOAD_SCRIPT, nonce, algorithm, workdir, path, f"{blocks:d}", prefix_digest)
+    return render_script(
+        _DOWNLOAD_SCRIPT, nonce, algorithm, workdir, path, f"{blocks:d}", prefix_digest, remote_python.SEND_FILE
+    )
 
 
 def render_upload(
@@ -224,6 +248,7 @@ def render_upload(
         "1" if target.make_parents else "",
         target.resume_key,
         f"{blocks:d}",
+        remote_python.RECEIVE_FILE,
     )
 
 

@@ -4,14 +4,16 @@ As in `core.remote_files`, answers carry a nonce and everything that varies is a
 argument.
 
 An upload is unpacked into a folder of its own beside the target, checked there
-by reading it all back, and then moved: as a whole where the target is new, else
-file by file; where a link, or a file for a folder, is in the way, nothing is moved.
+(as it is written where the box has Python, else by reading it all back), and then
+moved: as a whole where the target is new, else file by file; where a link, or a
+file for a folder, is in the way, nothing is moved.
 """
 
 from __future__ import annotations
 
 import re
 
+from runcode.core import remote_python
 from runcode.core.errors import RunCodeError
 from runcode.core.remote_command import render_script
 from runcode.core.remote_files import DIGEST_SCRIPT, parse_failure
@@ -23,10 +25,10 @@ _ENDING = re.compile(rb"([0-9a-f-]{1,64}) ([0-9]{1,3})", re.ASCII)
 # `"{""}"`: find would put a name for the plain form into the inner script's text, as code.
 # `cat` gets the names from `list`, each ended by NUL, in the order in which the client read the files.
 _UPLOAD_SCRIPT = (
-    "n=$1 algorithm=$2 workdir=$3 path=$4 name=$5 big=$6\n"
+    "n=$1 algorithm=$2 workdir=$3 path=$4 name=$5 program=$6 big= python=\n"
     + DIGEST_SCRIPT
     + """unset TAR_OPTIONS
-command -v tar >/dev/null 2>&1 || fail no_tar
+find_python
 while case $path in ?*/) ;; *) false ;; esac; do path=${path%/}; done
 if [ -d "$path" ] && [ "$name" ]; then path=$path/$name; fi
 if [ "$name" ] && [ -L "$path" ]; then fail clash; fi
@@ -38,12 +40,19 @@ trap 'exit 1' HUP INT TERM
 mkdir -m 700 -- "$stage" 2>/dev/null || fail denied
 stage=$(cd -- "$stage" && pwd -P && echo x) || fail denied
 stage=${stage%?x}
-tar -C "$stage" -xpof - 2>"$stage/log"
-status=$?
+status=9
+if [ "$python" ]; then made=$(cd -- "$stage" && python3 -I -S -c "$program" 2>log); status=$?; fi
+if [ "$status" -eq 9 ]; then
+    python=
+    command -v tar >/dev/null 2>&1 || fail no_tar
+    tar -C "$stage" -xpof - 2>"$stage/log"
+    status=$?
+fi
 cat >/dev/null
 [ -f "$stage/sum" ] || { [ "$status" -eq 0 ] && fail cut; fail io_error; }
 [ "$status" -eq 0 ] || fail io_error
-[ "$(cd "$stage/tree" && xargs -0 cat -- <../list 2>/dev/null | digest)" = "$(cat "$stage/sum")" ] || fail mismatch
+[ "$python" ] || made=$(cd "$stage/tree" && { xargs -0 cat -- <../list 2>/dev/null || echo missing; } | digest)
+[ "$made" = "$(cat "$stage/sum")" ] || fail mismatch
 if [ ! -d "$path" ]; then
     mv -- "$stage/tree" "$path" 2>/dev/null || fail denied
 else
@@ -83,12 +92,12 @@ printf '\\n%s %s %d\\n' "$n" "${2:-$1}" "$1" >&2
 )
 
 
-def render_tree_upload(nonce: str, *, algorithm: str, workdir: str, path: str, name: str, is_big: bool) -> str:
+def render_tree_upload(nonce: str, *, algorithm: str, workdir: str, path: str, name: str) -> str:
     """The remote command that takes a folder on stdin and answers `\\n<nonce> ok\\n` once it is in place.
 
     A `path` that is a folder takes it under `name`, or, when that is empty, takes what is in it.
     """
-    return render_script(_UPLOAD_SCRIPT, nonce, algorithm, workdir, path, name, "1" if is_big else "")
+    return render_script(_UPLOAD_SCRIPT, nonce, algorithm, workdir, path, name, remote_python.RECEIVE_TREE)
 
 
 def render_tree_download(nonce: str, *, algorithm: str, workdir: str, path: str) -> str:

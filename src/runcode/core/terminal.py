@@ -29,3 +29,14 @@ def printable_lines(untrusted_text: str, *, limit: int = 300, lines: int = 200) 
     if len(parts) > lines:
         kept.append(f"… ({len(parts) - lines} more lines)")
     return "\n".join(kept)
+
+
+def printable_text(untrusted_text: str) -> str:
+    """A text of many lines for a program that reads on: tabs and newlines stay, `\r\n` is a newline.
+
+    All else is as in `printable`. Not bounded: whoever asked for the text has bounded it.
+    """
+    text = untrusted_text.replace("\r\n", "\n")
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else REPLACEMENT for c in text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from argparse import SUPPRESS
 
 from runcode.cli.arguments import new_parser, require_command, seconds, split_command
 
@@ -21,6 +22,8 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--home", action="store_true", help="in $HOME instead of the project folder")
     parser.add_argument("--tty", action="store_true", help="with a terminal, for interactive programs")
     parser.add_argument("--timeout", type=seconds, metavar="N", help="end it after N seconds and exit 124")
+    # Written by the hooks of agents: whose attachment counts, whatever this shell's environment says.
+    parser.add_argument("--agent-session", metavar="KEY", help=SUPPRESS)
     before, command = split_command(words)
     options = parser.parse_args(before)
     options.command = require_command(command, "runcode exec")

@@ -1,16 +1,17 @@
-"""One call with three pipes to ssh, pumped together so that neither side waits for the other.
+"""One call with three pipes to the master (or ssh), pumped together so that neither side waits for the other.
 
-Owns: the pipes, the ssh process while it runs, and finding an answer behind
-whatever the box prints first. Knows nothing of files.
+Owns: the pipes, and finding an answer behind whatever the box prints first. Knows
+nothing of files.
 
 Threat: the box answers with endless noise, or not at all, or stops reading.
-Whatever `take` raises ends the call; ssh does not outlive it.
+Whatever `take` raises ends the call.
 """
 
 from __future__ import annotations
 
 import os
 import select
+import time
 
 from runcode.client import processes
 from runcode.core.errors import ConnectionLost, RunCodeError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 CHUNK = 256 * 1024
 _TAIL_MAX = 64 * 1024
-_PIPE_SIZE = 1024 * 1024
+_GRACE_S = 2.0
 
 
 def no_progress(_done: int, _total: int | None) -> None:
@@ -46,7 +47,7 @@ class Exchange:
     def run(self, remote: Remote, command: str) -> None:
         """Run the remote command and pump until it has ended. What it means is for the caller to read."""
         try:
-            remote.run(command, self._attend, self._streams)
+            remote.exchange(command, self._streams, self._pump_all, self._attend)
         except ConnectionLost as error:
             raise RunCodeError(
                 "connection_lost",
@@ -73,17 +74,37 @@ class Exchange:
         self.restart()
         (their_in, our_in), (our_out, their_out), (our_err, their_err) = (os.pipe() for _ in range(3))
         self._theirs, self._ours = [their_in, their_out, their_err], [our_in, our_out, our_err]
-        for descriptor in (our_in, our_out):
-            _widen(descriptor)
         os.set_blocking(our_in, False)
         return their_in, their_out, their_err
 
-    def _attend(self, pid: int) -> int:
+    def _pump_all(self) -> None:
         for descriptor in self._theirs:
             os.close(descriptor)
         self._theirs = []
         try:
             self._pump()
+        except RunCodeError:
+            self._let_it_tidy_up()
+            raise
+
+    def _let_it_tidy_up(self) -> None:
+        """What we could not send to its end: the box sees a stream that was cut, and throws away what it has."""
+        if len(self._ours) < 3:
+            return
+        self._close_stdin()
+        poll = select.poll()
+        for descriptor in self._ours:
+            poll.register(descriptor, select.POLLIN)
+        deadline, reading = time.monotonic() + _GRACE_S, len(self._ours)
+        while reading and (left_s := deadline - time.monotonic()) > 0:
+            for descriptor, _event in poll.poll(left_s * 1000):
+                if not os.read(descriptor, CHUNK):
+                    poll.unregister(descriptor)
+                    reading -= 1
+
+    def _attend(self, pid: int) -> int:
+        try:
+            self._pump_all()
             return processes.wait(pid) or 0
         except BaseException:
             processes.kill(pid)
@@ -181,12 +202,3 @@ def find_answer(text: bytes, nonce: str) -> tuple[bytes, bytes] | None:
 
 def no_answer() -> RunCodeError:
     return RunCodeError("io_error", "the workspace sent no answer", resolution="retry")
-
-
-def _widen(descriptor: int) -> None:
-    try:
-        import fcntl
-
-        fcntl.fcntl(descriptor, getattr(fcntl, "F_SETPIPE_SZ", 1031), _PIPE_SIZE)
-    except (ImportError, OSError):
-        pass  # a limit of the system; the usual size works too

@@ -28,8 +28,9 @@ _CLOSE_ON_EXEC = getattr(os, "O_CLOEXEC", 0)
 # What a download leaves free, so that a box that sends without end does not stop this machine.
 DISK_RESERVE = 128 * 1024 * 1024
 READ_MAX = 256 * 1024
+_WRITE_BACK_SIZE = 8 * 1024 * 1024
 # An unseekable source is kept this far, for an attempt that never started.
-# Twice what fits into the pipe to ssh: nobody has read it then.
+# Far more than fits into the pipe to ssh: nobody has read it then.
 _REPLAY_MAX = 4 * 1024 * 1024
 
 
@@ -137,6 +138,7 @@ class Landing:
         self._keeping = bool(resume_key)
         self._descriptor = -1
         self._finished = False
+        self._unsynced = 0
 
     def __enter__(self) -> Landing:
         flags = os.O_RDWR | os.O_CREAT | _CLOSE_ON_EXEC | _NO_FOLLOW | getattr(os, "O_NONBLOCK", 0)
@@ -192,8 +194,18 @@ class Landing:
     def write(self, chunk: bytes | memoryview) -> None:
         try:
             write_all(self._descriptor, chunk)
+            self._unsynced += len(chunk)
+            if self._unsynced >= _WRITE_BACK_SIZE:
+                self._write_back()
         except OSError as error:
             raise local_error(error, self.target) from error
+
+    def _write_back(self) -> None:
+        """Have the disk begin now, so that the sync at the end waits less: Linux writes what it is told to forget."""
+        if hasattr(os, "posix_fadvise"):
+            at = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+            os.posix_fadvise(self._descriptor, at - self._unsynced, self._unsynced, os.POSIX_FADV_DONTNEED)
+        self._unsynced = 0
 
     def discard(self) -> None:
         """What arrived is damaged: nothing of it is worth keeping."""

@@ -6,7 +6,7 @@ somebody swaps in while we read; a pipe that blocks, a device without end.
 Guarantee: every file is opened below its folder's own descriptor and never
 through a link; a link travels as a link, and only one that stays inside;
 anything else is refused, or left out and named (`skip_special`). The box moves
-nothing into place before it has read back what we sent.
+nothing into place before the digest of what it wrote is the one that we sent.
 """
 
 from __future__ import annotations
@@ -81,7 +81,6 @@ def upload_tree(remote: Remote, folder: Folder, path: str, progress: Progress = 
             workdir=remote.session.workdir,
             path=path,
             name=folder.name,
-            is_big=False,
         )
         writer.run(remote, command)
         try:
