@@ -96,6 +96,7 @@ def copy_interpreter(found: Interpreter, target: Path) -> Path:
                 shutil.copy2(file, target / file.name)
         shutil.copytree(found.program.parent / "DLLs", target / "DLLs")
         _copy_library(found.library, target / "Lib")
+        (target / "python._pth").write_text("Lib\nDLLs\n", encoding="ascii")
         program = target / "python.exe"
     else:
         program = target / "python3"
