@@ -12,7 +12,8 @@ import json
 import pytest
 
 from support.agent_clients import CODE_MODE_MODEL, OTHER, TITLE, AgentLaptop, Run
-from support.fake_model import Action, Call, Code, FakeModel, Patch
+from support.agent_screens import ClaudeScreen
+from support.fake_model import Action, Call, Code, FakeModel, Patch, Say
 from support.service import Service
 
 pytest_plugins = ["support.agent_fixtures"]
@@ -304,5 +305,28 @@ def test_in_doubt_only_what_mends_it_runs(laptop: AgentLaptop) -> None:
     rules = ["Bash(runcode:*)", "Bash(runcode local:*)"]
     model, _ = play(laptop, "claude", steps, resume=run.session_id, allow=rules)
     assert "cannot be read" in model.results[-3].text
+    assert f"{TITLE}\n42" in model.results[-1].text
+    assert not made_here(laptop)
+
+
+@pytest.mark.parametrize("version", ["claude", pytest.param("claude_before", marks=LONG)])
+def test_after_clear_the_attachment_is_still_there(laptop: AgentLaptop, version: str) -> None:
+    """`/clear` gives the session another id, and the model forgets what it was told."""
+    script = [
+        attach(laptop, version),
+        Say("I am there"),
+        say(version, LOOK),
+        Say("I am still there"),
+    ]
+    with (
+        FakeModel(script) as model,
+        ClaudeScreen(laptop, model, allow=("Bash",), version=version) as screen,
+    ):
+        screen.say("go there")
+        screen.wait_for(lambda text: "I am there" in text)
+        screen.say("/clear")
+        screen.wait_for(lambda text: "I am there" not in text)
+        screen.say("look around")
+        screen.wait_for(lambda text: "I am still there" in text)
     assert f"{TITLE}\n42" in model.results[-1].text
     assert not made_here(laptop)
