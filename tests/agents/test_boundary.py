@@ -104,8 +104,8 @@ def test_detached_everything_is_as_without_the_plugin(laptop: AgentLaptop, way: 
     ("rule", "line"),
     [
         ("Bash(git push:*)", "cd /tmp && git push origin main"),
-        ("Bash(rm *)", "env X=1 rm -rf made.txt"),
-        ("Bash(runcode exec:*)", LOOK),
+        pytest.param("Bash(rm *)", "env X=1 rm -rf made.txt", marks=LONG),
+        pytest.param("Bash(runcode exec:*)", LOOK, marks=LONG),
     ],
 )
 @pytest.mark.parametrize("version", ["claude", pytest.param("claude_before", marks=LONG)])
@@ -118,7 +118,7 @@ def test_a_deny_rule_that_was_there_before_still_binds(laptop: AgentLaptop, rule
     assert not made_there(laptop)
 
 
-@pytest.mark.parametrize("rule", ["Bash(cat:*)", "Bash(runcode exec:*)"])
+@pytest.mark.parametrize("rule", ["Bash(cat:*)", pytest.param("Bash(runcode exec:*)", marks=LONG)])
 def test_an_ask_rule_that_was_there_before_still_asks(laptop: AgentLaptop, rule: str) -> None:
     """Nobody can answer `claude -p`, so what is asked about does not run."""
     steps = [attach(laptop, "claude"), say("claude", LOOK)]
@@ -136,7 +136,7 @@ def test_codex_rules_of_the_persons_own_still_bind(agent_laptop: AgentLaptop, ag
     rules.mkdir()
     (rules / "default.rules").write_text('prefix_rule(pattern=["touch"], decision="forbidden")\n')
     steps = [attach(agent_laptop, "codex"), say("codex", "true && touch made.txt"), say("codex", "echo fine")]
-    model, run = play(agent_laptop, "codex", steps)
+    model, _ = play(agent_laptop, "codex", steps)
     assert "forbid" in model.results[-2].text
     assert "fine" in model.results[-1].text
     assert not made_there(agent_laptop)
@@ -163,13 +163,9 @@ def delete_launcher(laptop: AgentLaptop) -> None:
 def spoil_session(laptop: AgentLaptop) -> None:
     for session in (laptop.home / ".cache/runcode").glob("ws-*/session.json"):
         session.write_bytes(b"{")
-    (laptop.home / ".config/runcode/token").unlink()
 
 
-def stop_box(laptop: AgentLaptop) -> None:
-    """The connection goes and the key with it; the server cannot be asked for another one."""
-    laptop.runcode("clean", "--all")
-    (laptop.home / ".config/runcode/bases").unlink()
+def sign_out(laptop: AgentLaptop) -> None:
     (laptop.home / ".config/runcode/token").unlink()
 
 
@@ -182,28 +178,41 @@ BREAKAGES = {
     "cache-open-to-others": open_cache,
     "launcher-deleted": delete_launcher,
     "session-garbled": spoil_session,
+    "signed-out": sign_out,
     "hook-killed": break_program,
 }
 
 
-@pytest.mark.parametrize("breakage", BREAKAGES)
-@pytest.mark.parametrize("way", ["claude", "codex"])
+_SHORT = {("claude", "launcher-deleted"), ("codex", "cache-garbled"), ("codex", "signed-out")}
+
+
+@pytest.mark.parametrize(
+    ("way", "breakage"),
+    [
+        pytest.param(way, name, marks=[] if (way, name) in _SHORT else LONG)
+        for way in ("claude", "claude_before", "codex")
+        for name in BREAKAGES
+    ],
+)
 def test_whatever_breaks_nothing_runs_here(laptop: AgentLaptop, way: str, breakage: str) -> None:
     first, run = play(laptop, way, [attach(laptop, way), say(way, "echo once")])
     assert "once" in first.results[-1].text
     BREAKAGES[breakage](laptop)
-    model, again = play(laptop, way, [say(way, LOOK)], resume=run.session_id)
+    # Nothing but the boundary keeps it from running here.
+    options = {} if way == "codex" else {"allow": ["Bash"]}
+    model, again = play(laptop, way, [say(way, LOOK)], resume=run.session_id, **options)
     assert "laptop" not in model.results[-1].text
     assert not made_here(laptop)
     assert not any("made.txt" in line for line in ran_here(again))
 
 
+@LONG
 def test_with_the_box_down_nothing_runs_here(laptop: AgentLaptop, agent_service: Service) -> None:
     _, run = play(laptop, "claude", [attach(laptop, "claude"), say("claude", "echo once")])
     agent_service.operator("workspace", "stop", OTHER)
     agent_service.operator("workspace", "stop", TITLE)
     try:
-        model, again = play(laptop, "claude", [say("claude", LOOK)], resume=run.session_id)
+        model, again = play(laptop, "claude", [say("claude", LOOK)], resume=run.session_id, allow=["Bash"])
     finally:
         for title in (TITLE, OTHER):
             agent_service.operator("workspace", "start", title)
@@ -229,6 +238,7 @@ def test_a_subagent_works_on_the_box_too(laptop: AgentLaptop, version: str) -> N
     assert not made_here(laptop)
 
 
+@LONG
 def test_two_sessions_in_one_folder_never_cross(laptop: AgentLaptop) -> None:
     """Each on its own workspace, and a third that is attached to nothing."""
     sessions = {}
@@ -246,9 +256,9 @@ def test_two_sessions_in_one_folder_never_cross(laptop: AgentLaptop) -> None:
     "step",
     [
         Call("Write", file_path="made.txt", content="x"),
-        Call("Read", file_path="where"),
-        Call("Edit", file_path="where", old_string="laptop", new_string="x"),
-        Call("Read", file_path="/home/ubuntu/workspace/where"),
+        pytest.param(Call("Read", file_path="where"), marks=LONG),
+        pytest.param(Call("Edit", file_path="where", old_string="laptop", new_string="x"), marks=LONG),
+        pytest.param(Call("Read", file_path="/home/ubuntu/workspace/where"), marks=LONG),
     ],
     ids=["write", "read", "edit", "read-the-boxs-path"],
 )
@@ -272,6 +282,7 @@ def test_codex_patches_are_refused_for_the_work(agent_laptop: AgentLaptop, agent
     assert not made_here(agent_laptop)
 
 
+@LONG
 def test_a_file_of_the_laptop_elsewhere_is_read_as_ever(laptop: AgentLaptop) -> None:
     notes = laptop.home / "notes.txt"
     notes.write_text("my own notes\n")
@@ -279,6 +290,7 @@ def test_a_file_of_the_laptop_elsewhere_is_read_as_ever(laptop: AgentLaptop) -> 
     assert "my own notes" in model.results[-1].text
 
 
+@LONG
 def test_what_the_person_exempted_runs_here(laptop: AgentLaptop) -> None:
     config = laptop.home / ".config/runcode/local.toml"
     config.write_text('commands = ["cat where"]\n')
@@ -289,6 +301,7 @@ def test_what_the_person_exempted_runs_here(laptop: AgentLaptop) -> None:
     assert not made_here(laptop)
 
 
+@LONG
 def test_the_explicit_way_to_run_something_here_asks(laptop: AgentLaptop) -> None:
     steps = [attach(laptop, "claude"), say("claude", f"runcode local -- '{LOOK}'")]
     model, _ = play(laptop, "claude", steps, allow=["Bash(runcode:*)"])
@@ -298,6 +311,7 @@ def test_the_explicit_way_to_run_something_here_asks(laptop: AgentLaptop) -> Non
     assert "laptop\n42" in model.results[-1].text
 
 
+@LONG
 def test_in_doubt_only_what_mends_it_runs(laptop: AgentLaptop) -> None:
     _, run = play(laptop, "claude", [attach(laptop, "claude"), say("claude", "true")])
     break_cache(laptop)

@@ -87,7 +87,7 @@ def _answer(request: Request, environ: Mapping[str, str]) -> str:
 
 
 def _is_way_out(request: Request, environ: Mapping[str, str]) -> bool:
-    """May this call mend what is in doubt? One plain call of ours that runs no command, such as `runcode disconnect`."""
+    """May this call mend what is in doubt? One plain call of ours, such as `runcode disconnect`; not `local`."""
     command = request.tool_input.get("command")
     if request.event != "pre-tool-use" or request.tool not in _SHELL_TOOLS or not isinstance(command, str):
         return False
