@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from runcode.agents.boundary.requests import Request
-from runcode.agents.boundary.rules import Rules, find_matching
+from runcode.agents.boundary.rules import Rules, allows_whole, find_matching
 from runcode.core.shell_text import Unclear, find_lone_command, list_commands
 from runcode.core.values import Value
 
@@ -119,7 +119,9 @@ def _decide_own(request: Request, words: list[str], rules: Rules, forbids: Calla
         if asking is not None:
             return Decision(kind=ASK, reason=f"your rule {asking}")
     if words[1:2] == ["local"]:
-        if not any(rule.startswith("runcode local") for rule in rules.allow):
+        # A rule as wide as `Bash` was written about other commands.
+        named = tuple(rule for rule in rules.allow if rule.startswith("runcode local"))
+        if not allows_whole(named, words):
             return Decision(kind=ASK, reason="this would run on your laptop, not on the workspace")
         return Decision(kind=PASS)
     return Decision(kind=PASS)
