@@ -180,6 +180,7 @@ class _Reader:
         self._redirections: list[str] = []
         self._pending: list[tuple[str, bool, bool]] = []
         self._ends_at_bracket = False
+        self._is_timed = False
 
     def read(self) -> None:
         text = self._text
@@ -285,7 +286,8 @@ class _Reader:
         if self._pending and "\n" in word.raw:
             raise Unclear  # shells differ in where the document begins then
         if not self._words:
-            if word.raw in _RESERVED:
+            if word.raw in _RESERVED or (self._is_timed and word.raw in ("-p", "--")):
+                self._is_timed = word.raw == "time"
                 return
             if word.raw == "case":
                 # Patterns end in an unpaired bracket; nobody needs them in one line that is to be judged.
@@ -348,7 +350,8 @@ class _Reader:
         if character == '"':
             return self._read_double_quotes()
         if text.startswith("$'", at):
-            return self._read_dollar_quotes()
+            self._read_dollar_quotes()
+            return None
         if character == "`":
             return self._read_backquotes(in_double_quotes=False)
         if self._starts_process_substitution():
@@ -361,13 +364,12 @@ class _Reader:
         self._at += 1
         return None if character in "*?[]{}~^" or (is_first and character in "=!") else character
 
-    def _read_dollar_quotes(self) -> str | None:
+    def _read_dollar_quotes(self) -> None:
+        """`$'…'`: what it is depends on the shell, where it ends must not."""
         end = self._text.find("'", self._at + 2)
-        inside = self._text[self._at + 2 : end]
-        if end < 0 or inside.endswith("\\"):
+        if end < 0 or self._text.endswith("\\", 0, end):
             raise Unclear  # dash ends it at a quote that bash takes for a character of it
         self._at = end + 1
-        return None if "\\" in inside else inside
 
     def _read_double_quotes(self) -> str | None:
         text = self._text
