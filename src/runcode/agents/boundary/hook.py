@@ -175,12 +175,14 @@ def _client_pid(request: Request, environ: Mapping[str, str]) -> int | None:
 
 
 def _decide(request: Request, key: str, attached: Attached, settings: Settings, program: str) -> Decision:
-    from runcode.agents.boundary.exemptions import load_exemptions
+    from runcode.agents.boundary.exemptions import exemptions_path, load_exemptions
     from runcode.agents.boundary.places import PATH_ARGUMENTS, find_places, list_paths
     from runcode.agents.boundary.rules import NO_RULES, Rules, load_rules
 
     environ = settings.environ
     exemptions = load_exemptions(settings)
+    guarded = (settings.config_folder, settings.cache_folder, exemptions_path(settings))
+    places = find_places(request, environ, attached.workdir, exemptions, guarded=guarded)
     if request.tool in _SHELL_TOOLS:
 
         def own_rules() -> Rules:
@@ -204,9 +206,9 @@ def _decide(request: Request, key: str, attached: Attached, settings: Settings, 
             own_programs=_own_programs(environ),
             load_rules=own_rules,
             forbids=forbids,
+            places=places,
         )
     if request.tool in PATH_ARGUMENTS or request.tool == "apply_patch":
-        places = find_places(request, environ, attached.workdir, exemptions)
         return decide_file_tool(request, attached, places, list_paths(request))
     return Decision(
         kind=DENY,
