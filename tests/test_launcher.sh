@@ -86,7 +86,8 @@ try() { # try [NAME=VALUE…] -- WORDS…: sets out, err, status
             set -- "$@" "$word"
         fi
     done
-    out=$(env -i HOME="$T/home" PATH="$tools" RUNCODE_DOWNLOAD_BASE="file://$dist" "$@" 2>"$T/err" </dev/null)
+    # Seconds of processor time: a launcher that starts itself for ever ends by it.
+    out=$(ulimit -t 3; env -i HOME="$T/home" PATH="$tools" RUNCODE_DOWNLOAD_BASE="file://$dist" "$@" 2>"$T/err" </dev/null)
     status=$?
     err=$(cat "$T/err")
 }
