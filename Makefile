@@ -67,6 +67,14 @@ mutate-guards: setup ## Take each named guard out of a copy of the code, and see
 docs: setup ## Write the reference pages that follow from the code
 	@$(PY) scripts/make_docs.py
 
+.PHONY: release
+release: setup ## Wheel, sdist, .pyz and this system's archive into dist/ (RELEASE_ARGS="--without-python", …)
+	@$(PY) scripts/make_release.py $(RELEASE_ARGS)
+
+.PHONY: release-pins
+release-pins: setup ## Write the digests of the archives in dist/ into the plugin
+	@$(PY) scripts/make_release.py --pin
+
 .PHONY: chaos
 chaos: setup ## Kill -9 everything in turn, under load, 100 seeded rounds (CHAOS_ARGS="--seed 7 --only 42")
 	@$(PY) scripts/chaos.py $(CHAOS_ARGS)

@@ -23,6 +23,8 @@ need bubblewrap command -v bwrap
 need slirp4netns command -v slirp4netns
 need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
 need git command -v git
+# The plugin's launcher fetches with it.
+need curl command -v curl
 # Tests put it through the hosts of `config-ssh`.
 need rsync command -v rsync
 # Tests in the agent clients ask the kernel which programs those started.

@@ -275,6 +275,11 @@ def of_install_statusline(person: Person, plane: ControlPlane) -> Documents:
     yield person.json("install-statusline", "--remove")
 
 
+def of_mcp_install(person: Person, plane: ControlPlane) -> Documents:
+    yield person.json("mcp", "install", "--client", "zed")
+    yield person.json("mcp", "install", "--client", "zed", "--remove")
+
+
 def of_install_path(person: Person, plane: ControlPlane) -> Documents:
     yield person.json("install-path")
     yield person.json("install-path", "--remove")
@@ -308,6 +313,7 @@ CASES: dict[str, Callable[[Person, ControlPlane], Documents]] = {
     "clean": of_clean,
     "config-ssh": of_config_ssh,
     "install-statusline": of_install_statusline,
+    "mcp install": of_mcp_install,
     "install-path": of_install_path,
     "doctor": of_doctor,
 }

@@ -50,7 +50,7 @@ def test_the_older_claude_code_takes_it_too(agent_laptop: AgentLaptop) -> None:
 def test_the_validator_would_say_so(agent_laptop: AgentLaptop) -> None:
     """What these tests trust: a hook that Claude Code does not know fails the same call."""
     file = agent_laptop.plugin / "hooks" / "hooks.json"
-    file.write_text(file.read_text().replace('"PostToolUse"', '"AfterTool"'))
+    file.write_text(file.read_text().replace('"UserPromptSubmit"', '"BeforePrompt"'))
     done = agent_laptop.ask_client("claude", "plugin", "validate", "--strict", str(agent_laptop.plugin), expect=None)
     assert done.returncode != 0
 
@@ -76,7 +76,7 @@ def test_claude_code_counts_all_of_it_and_few_tokens(agent_laptop: AgentLaptop) 
     agent_laptop.ask_client("claude", "plugin", "install", "runcode@runcode")
     said = agent_laptop.ask_client("claude", "plugin", "details", "runcode").stdout
     assert f"Skills ({len(EXPECTED)})  {', '.join(EXPECTED)}" in said
-    assert "SessionStart, UserPromptSubmit, PreToolUse, PostToolUse" in said
+    assert "SessionStart, UserPromptSubmit, PreToolUse" in said
     always_on = re.search(r"Always-on: +~(\d+) tok", said)
     assert always_on is not None, said
     assert int(always_on[1]) <= ALWAYS_ON_MAX

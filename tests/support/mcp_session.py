@@ -143,4 +143,8 @@ def on_the_wire(environment: dict[str, str], cwd: Path, *, client: str = "a-test
         yield wire
     finally:
         wire.process.kill()
-        wire.process.communicate()
+        wire.process.wait()
+        for stream in (wire.process.stdin, wire.process.stdout, wire.process.stderr):
+            assert stream is not None
+            with contextlib.suppress(OSError):
+                stream.close()

@@ -89,7 +89,7 @@ def _parse(argv: list[str]) -> tuple[bool, float | None, bytes, bytes, list[str]
     return home, timeout_s, workspace, agent_session, words
 
 
-def _find_session(workspace: bytes, agent_session: bytes) -> dict[bytes, bytes]:
+def _find_session(workspace: bytes, agent_session: bytes = b"") -> dict[bytes, bytes]:
     """The session of the workspace with this id, else of what is attached to this (or that) agent session."""
     environ = posix.environ
     if not agent_session:

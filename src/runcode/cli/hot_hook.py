@@ -17,8 +17,17 @@ from runcode.cli.statusline_text import parse_input
 from runcode.client.ownership import is_ours
 from runcode.core.digests import sha256_hex
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import signal as _signal
+else:
+    import _signal
+
+# Clients let a command run whose hook takes too long (ten minutes here). SIGALRM ends this one before that, and a
+# hook that died is one that refused. It holds for the full command too.
+_PATIENCE_S = 120
 # Asked before a tool runs, or for every prompt. A session's start is written down even when nothing is attached.
-_EVENTS = ("pre-tool-use", "post-tool-use", "user-prompt-submit")
+_EVENTS = ("pre-tool-use", "user-prompt-submit")
 # More than a client ever sends. The whole of it is read: one that is cut is refused later on.
 _INPUT_MAX = 64 * 1024 * 1024 + 1
 _input: bytes | None = None
@@ -28,6 +37,7 @@ def run(argv: list[str]) -> int | None:
     try:
         if len(argv) != 5 or argv[2] not in _EVENTS or argv[3] != "--client" or argv[4] not in ("claude", "codex"):
             return None
+        _signal.setitimer(_signal.ITIMER_REAL, _PATIENCE_S)
         return None if _may_be_attached(argv[4]) else 0
     except Exception:
         return None

@@ -100,6 +100,15 @@ ERRORS: dict[str, ErrorKind] = {
     "io_error": ErrorKind(
         http_status=500, retryable=True, resolution="free the cause that the message names, then retry"
     ),
+    # These two are the launcher's (plugin/bin/runcode).
+    "unsupported_platform": ErrorKind(
+        http_status=400, retryable=False, resolution="install it with pipx, or build it and set RUNCODE_BIN"
+    ),
+    "unverified_download": ErrorKind(
+        http_status=502,
+        retryable=False,
+        resolution="what was downloaded is not what was published: do not use it, and report it",
+    ),
     "timed_out": ErrorKind(http_status=504, retryable=True, resolution="retry, or raise `--timeout`"),
     "internal": ErrorKind(
         http_status=500, retryable=False, resolution="this is a bug of ours: please report it with the reference"

@@ -5,8 +5,8 @@ Owns: turning a pattern into a matcher, and the part of it that is a plain folde
 folders, `[…]` is a set, `{a,b}` alternatives. A name that begins with a dot is
 matched by a pattern that begins with one, or by `**`.
 
-Threat: a pattern that takes exponential time. Names and patterns are bounded by
-their callers, and `*` becomes one class without nesting.
+Threat: a pattern that takes exponential time on a name that a stranger chose. Stars
+within a name never look back (atomic groups), and `**` is bounded in number.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from runcode.core.errors import RunCodeError
 
 _MAGIC = re.compile(r"[*?\[\]{}]")
 _ALTERNATIVES_MAX = 64
+_ANY_FOLDERS_MAX = 4
 
 
 def split_base(pattern: str) -> tuple[str, str]:
@@ -48,7 +49,12 @@ def compile_glob(pattern: str) -> re.Pattern[str]:
 
 
 def _translate(pattern: str) -> str:
-    parts = pattern.split("/")
+    parts: list[str] = []
+    for part in pattern.split("/"):
+        if part != "**" or parts[-1:] != ["**"]:
+            parts.append(part)
+    if parts.count("**") > _ANY_FOLDERS_MAX:
+        raise RunCodeError("bad_request", "the pattern has too many `**`", resolution="search in steps")
     text = ""
     for at, part in enumerate(parts):
         is_last = at == len(parts) - 1
@@ -60,23 +66,33 @@ def _translate(pattern: str) -> str:
 
 
 def _translate_name(part: str) -> str:
+    """Each star but the last takes the first place that fits and keeps it: trying others could not help."""
+    chunks = _split_at_stars(part)
     text = "" if part.startswith(".") else r"(?!\.)"
+    text += chunks[0]
+    for chunk in chunks[1:-1]:
+        text += f"(?>[^/]*?{chunk})"
+    return text + (f"[^/]*{chunks[-1]}" if len(chunks) > 1 else "")
+
+
+def _split_at_stars(part: str) -> list[str]:
+    chunks = [""]
     at = 0
     while at < len(part):
         c = part[at]
         at += 1
         if c == "*":
-            if not text.endswith("[^/]*"):
-                text += "[^/]*"
+            if chunks[-1] or len(chunks) == 1:
+                chunks.append("")
         elif c == "?":
-            text += "[^/]"
+            chunks[-1] += "[^/]"
         elif c == "[" and (end := part.find("]", at + 1 + part.startswith("!", at))) > 0:
             inside = part[at:end]
             is_negated = inside.startswith(("!", "^"))
             # A doubled sign means a set operation to `re`; here it is a plain one.
             kept = re.sub(r"([\\\[\]^&~|]|-(?=-))", r"\\\1", inside[is_negated:])
-            text += ("[^/" if is_negated else "(?!/)[") + kept + "]"
+            chunks[-1] += ("[^/" if is_negated else "(?!/)[") + kept + "]"
             at = end + 1
         else:
-            text += re.escape(c)
-    return text
+            chunks[-1] += re.escape(c)
+    return chunks

@@ -54,7 +54,7 @@ def parse(text: str) -> Any:
 def set_member(text: str, path: tuple[str, ...], value: Any) -> str:
     """The text with the member at `path` set; objects on the way are made. The same text when it is so already."""
     node = _parse_document(text)
-    if find(node.plain, path) == value:
+    if value is not None and find(node.plain, path) == value:
         return text
     at = 0
     while at < len(path) - 1 and (inner := _member(node, path[at])) is not None:

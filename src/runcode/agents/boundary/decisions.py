@@ -32,6 +32,7 @@ _INSTEAD = {
     "NotebookEdit": "change it there with the RunCode tool `edit`",
     "Glob": "list files there with `runcode exec -- find {path}` (or the RunCode tool `glob`)",
     "Grep": "search there with `runcode exec -- grep -rn WORD {path}` (or the RunCode tool `grep`)",
+    "view_image": "bring it here first: `runcode get {path} --out FILE` outside of the project",
     "apply_patch": "change it there with the RunCode tool `edit`, or `runcode exec -- 'cat > FILE <<\"END\"…'`",
 }
 

@@ -14,7 +14,7 @@ import os
 import sys
 
 from runcode.agents.boundary import answers, requests
-from runcode.agents.boundary.decisions import DENY, PASS, Attached, Decision, decide_file_tool, decide_shell
+from runcode.agents.boundary.decisions import DENY, Attached, Decision, decide_file_tool, decide_shell
 from runcode.cli.arguments import bare_parser
 from runcode.core.errors import RunCodeError
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from runcode.client.settings import Settings
 
 REFUSED = 2
-_SHELL_TOOLS = ("Bash",)
+# Claude Code's Monitor runs a command in the background.
+_SHELL_TOOLS = ("Bash", "Monitor")
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -188,9 +189,11 @@ def _decide(request: Request, key: str, attached: Attached, settings: Settings, 
     if request.tool in PATH_ARGUMENTS or request.tool == "apply_patch":
         places = find_places(request, environ, attached.workdir, exemptions)
         return decide_file_tool(request, attached, places, list_paths(request))
-    if request.tool.startswith("mcp__"):
-        return Decision(kind=PASS)
-    return Decision(kind=DENY, reason=f"{request.tool} is not known here, and may act on this laptop")
+    return Decision(
+        kind=DENY,
+        reason=f"this session works on the workspace {attached.title}, and {request.tool} acts on this laptop. "
+        "`runcode exec` runs a command there; `runcode disconnect` ends the attachment",
+    )
 
 
 def _program(request: Request, environ: Mapping[str, str]) -> str:

@@ -27,6 +27,7 @@ PATH_ARGUMENTS = {
     "NotebookEdit": "notebook_path",
     "Glob": "path",
     "Grep": "path",
+    "view_image": "path",
 }
 MAKING = ("Write", "NotebookEdit")
 _PATCHED = re.compile(r"^\*\*\* (?:(?:Add|Update|Delete) File|Move to): (.+)$", re.MULTILINE)

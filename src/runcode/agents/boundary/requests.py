@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 CLIENTS = ("claude", "codex")
-EVENTS = ("session-start", "user-prompt-submit", "pre-tool-use", "post-tool-use")
+EVENTS = ("session-start", "user-prompt-submit", "pre-tool-use")
 # A tool may be handed a whole file.
 INPUT_MAX = 64 * 1024 * 1024
 _SESSION_ID = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
@@ -54,7 +54,7 @@ def parse_request(client: str, event: str, raw_input: bytes) -> Request:
         raise RunCodeError("bad_request", "the hook's input names no session")
     if not isinstance(cwd, str) or not cwd.startswith("/") or "\0" in cwd:
         raise RunCodeError("bad_request", "the hook's input names no folder")
-    if not isinstance(tool, str) or (event.endswith("-tool-use") and not tool):
+    if not isinstance(tool, str) or (event == "pre-tool-use" and not tool):
         raise RunCodeError("bad_request", "the hook's input names no tool")
     if not isinstance(tool_input, dict):
         # Codex's apply_patch may be handed over as a text.

@@ -40,9 +40,30 @@ class Calls:
 
     def __init__(self) -> None:
         self._room = anyio.CapacityLimiter(PARALLEL_MAX)
+        self._running: set[anyio.CancelScope] = set()
+        self._rest = anyio.Event()
 
     async def perform(self, request: dict[str, Any], *, patience_s: float) -> dict[str, Any]:
         """The worker's answer: `{"result": …}`, or a failure. Never raises RunCodeError."""
+        with anyio.CancelScope() as scope:
+            self._running.add(scope)
+            try:
+                return await self._perform(request, patience_s)
+            finally:
+                self._running.discard(scope)
+                if not self._running:
+                    self._rest.set()
+        return describe(RunCodeError("connection_lost", "the server is being ended"))
+
+    async def end_all(self) -> None:
+        """Cancel what runs, and return when nothing does any more."""
+        while self._running:
+            self._rest = anyio.Event()
+            for scope in self._running:
+                scope.cancel()
+            await self._rest.wait()
+
+    async def _perform(self, request: dict[str, Any], patience_s: float) -> dict[str, Any]:
         async with self._room:
             process = await anyio.open_process(
                 [sys.executable, "-I", "-S", _WORKER],

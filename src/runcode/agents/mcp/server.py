@@ -23,6 +23,7 @@ from runcode import __version__
 from runcode.agents.mcp import tools
 from runcode.agents.mcp.arguments import check_arguments
 from runcode.agents.mcp.calls import Calls
+from runcode.agents.mcp.local_paths import find_agents_folder
 from runcode.agents.mcp.results import render_result
 from runcode.agents.mcp.sessions import is_codex, parse_thread_id
 from runcode.agents.mcp.worker import describe
@@ -33,8 +34,7 @@ _CLIENT_INFO = "io.modelcontextprotocol/clientInfo"
 _SLACK_S = 30.0
 
 
-def make_server() -> Server[dict[str, Any]]:
-    calls = Calls()
+def make_server(calls: Calls) -> Server[dict[str, Any]]:
     own_key = f"mcp:{os.urandom(16).hex()}"
     # Asked now: when the agent is gone, somebody else is our parent.
     parent_pid = os.getppid()
@@ -120,25 +120,28 @@ def _told_name(client: str) -> str:
 
 
 async def serve() -> None:
-    server = make_server()
+    calls = Calls()
+    server = make_server(calls)
     async with anyio.create_task_group() as group:
-        group.start_soon(_heed_signals, group.cancel_scope)
+        if sys.platform != "win32":
+            group.start_soon(_heed_signals, calls)
         async with stdio_server() as (read_stream, write_stream):
             await server.run(read_stream, write_stream, server.create_initialization_options())
         group.cancel_scope.cancel()
 
 
-async def _heed_signals(scope: anyio.CancelScope) -> None:
+async def _heed_signals(calls: Calls) -> None:
     """TERM, INT and HUP end the calls, and then us."""
-    numbers = [signal.SIGTERM, signal.SIGINT, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    with anyio.open_signal_receiver(*numbers) as signals:
-        async for _number in signals:
-            scope.cancel()
-            return
+    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            await calls.end_all()
+            # The SDK reads stdin in a thread that only the end of stdin wakes up.
+            os._exit(128 + number)
 
 
 def main() -> int:
+    folder = find_agents_folder(os.getcwd(), os.getppid())
+    if folder is not None:
+        os.chdir(folder)
     anyio.run(serve)
-    # The SDK reads stdin in a thread that only its end wakes up.
-    sys.stderr.flush()
-    os._exit(0)
+    return 0
