@@ -40,7 +40,13 @@ def _add_true(folder: Path, environment: dict[str, str]) -> list[str]:
 
 
 def _add_release(folder: Path, environment: dict[str, str]) -> list[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "make_release.py"), "--archive-only", "--out", str(folder / "dist")]
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "make_release.py"),
+        "--archive-only",
+        "--out",
+        str(folder / "dist"),
+    ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     launcher = _make_plugin(folder / "plugin")
     # What is measured is this tree; a released plugin pins its own release.

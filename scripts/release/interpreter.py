@@ -79,7 +79,9 @@ def _copy_library(source: Path, target: Path) -> None:
         if Path(folder) == source:
             gone |= _LEFT_OUT_FILES & set(names)
         # What Debian and others keep elsewhere and only link to, such as LICENSE files in /usr/share.
-        gone |= {name for name in names if os.path.islink(f"{folder}/{name}") and not os.path.exists(f"{folder}/{name}")}
+        gone |= {
+            name for name in names if os.path.islink(f"{folder}/{name}") and not os.path.exists(f"{folder}/{name}")
+        }
         return gone | {name for name in names if name.endswith((".pyc", ".a"))}
 
     shutil.copytree(source, target, symlinks=False, ignore=left_out)
@@ -94,6 +96,7 @@ def copy_interpreter(found: Interpreter, target: Path) -> Path:
                 shutil.copy2(file, target / file.name)
         shutil.copytree(found.program.parent / "DLLs", target / "DLLs")
         _copy_library(found.library, target / "Lib")
+        (target / "python._pth").write_text("Lib\nDLLs\n", encoding="ascii")
         program = target / "python.exe"
     else:
         program = target / "python3"
@@ -119,7 +122,9 @@ def copy_interpreter(found: Interpreter, target: Path) -> Path:
     if mapped.exists():
         maps = _ask(program, "import json; print(json.dumps(open('/proc/self/maps').read().split()))")
         if any("libpython" in word and not word.startswith(str(target.parent)) for word in maps):
-            raise ReleaseError(f"{found.program} needs a libpython outside of it: name one that can be moved (--python)")
+            raise ReleaseError(
+                f"{found.program} needs a libpython outside of it: name one that can be moved (--python)"
+            )
     return program
 
 
