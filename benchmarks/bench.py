@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 
+import launcher  # noqa: E402
 import transfers  # noqa: E402
 from cutting import POLL_MS, measure_cut_ms  # noqa: E402
 from direct_sshd import SAME_ALGORITHMS, direct_sshd  # noqa: E402
@@ -89,6 +90,9 @@ def measure(service: Service, laptop: Laptop, direct: list[str], runs: int, only
     add("--version / python -I -S -c pass", 1.5, runs, lambda: run(RUNCODE, "--version"), python)
     exec_true = (RUNCODE, "exec", "--", "true")
     add("exec -- true / ssh true, live master", 1.75, runs, lambda: run(*exec_true), lambda: run(*ssh, alias, "true"))
+    with tempfile.TemporaryDirectory(dir=laptop.home) as folder:
+        bare_ssh = lambda: run(*ssh, alias, "true")  # noqa: E731
+        launcher.add_rows(Path(folder), laptop.environment, laptop.project, timed, add, runs, only, bare_ssh)
     said = {"session_id": "s", "cwd": str(laptop.project), "workspace": {"current_dir": str(laptop.project)}}
     client_json = json.dumps(said).encode()
     interpreter = (str(Path(RUNCODE).with_name("python3")), "-I", "-S", "-c", "pass")
