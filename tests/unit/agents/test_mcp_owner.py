@@ -35,6 +35,7 @@ def caller(client: str, *, thread_id: str = "", parent_pid: int = ME) -> Caller:
 def test_codex_names_its_thread_and_nobody_else_can(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     assert parse_thread_id("codex-mcp-client", {"threadId": "01a2"}) == "01a2"
+    assert parse_thread_id("codex-mcp-client", {"threadId": "of-a-subagent", "sessionId": "01a2"}) == "01a2"
     for client, meta in (
         ("claude-code", {"threadId": "01a2"}),
         ("", {"threadId": "01a2"}),

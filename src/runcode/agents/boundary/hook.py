@@ -144,7 +144,7 @@ def _keys(request: Request, environ: Mapping[str, str]) -> list[str]:
     from runcode.client.settings import agent_key
 
     claude = request.session_id if request.client == "claude" else environ.get("CLAUDE_CODE_SESSION_ID")
-    codex = environ.get("CODEX_THREAD_ID") or environ.get("CODEX_SESSION_ID")
+    codex = environ.get("CODEX_SESSION_ID") or environ.get("CODEX_THREAD_ID")
     whole = agent_key(claude, request.session_id if request.client == "codex" else codex)
     return [whole, request.agent_session] if whole and whole != request.agent_session else [request.agent_session]
 
