@@ -103,6 +103,16 @@ def measure(service: Service, laptop: Laptop, direct: list[str], runs: int, only
         lambda: run(RUNCODE, "statusline", stdin=client_json),
         lambda: run(*interpreter, stdin=client_json),
     )
+    # Another session is attached, this one is not: what every tool call costs whoever does not use a workspace.
+    call = {"session_id": "other", "cwd": "/", "tool_name": "Bash", "tool_input": {"command": "true"}}
+    hook_json = json.dumps(call).encode()
+    add(
+        "hook, not attached / python -I -S -c pass",
+        1.3,
+        runs,
+        lambda: run(RUNCODE, "hook", "pre-tool-use", "--client", "claude", stdin=hook_json),
+        lambda: run(*interpreter, stdin=hook_json),
+    )
     add("connect, cached / python -I -S -c pass", 4, runs, lambda: run(RUNCODE, "connect", TITLE), python)
     add("cold ssh via gateway / direct sshd", 1.15, runs, lambda: run(*cold, "true"), lambda: run(*direct, "true"))
 

@@ -16,9 +16,11 @@ import json
 import os
 import subprocess
 
+from runcode.agents.boundary.calls import list_calls
 from runcode.client import processes
+from runcode.client.agent_processes import find_parent
 from runcode.core.errors import RunCodeError
-from runcode.core.shell_text import Unclear, list_commands
+from runcode.core.shell_text import Unclear
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 20
 _COMMANDS_MAX = 50
-_SHELLS = frozenset(("sh", "bash", "zsh", "dash", "ksh", "eval"))
+_ANCESTORS_MAX = 8
 _BINDING = (b"forbidden", b"prompt")
 
 
@@ -36,7 +38,7 @@ def find_forbidding(command: str, environ: Mapping[str, str], folder: str) -> st
     if not files:
         return None
     try:
-        commands = _list_words(command, 0)
+        commands = _list_words(command)
     except Unclear:
         return "the person has rules about commands, and this one cannot be read to its end: write it plainly"
     for words in commands:
@@ -67,28 +69,26 @@ def _may_bind(path: str) -> bool:
     return any(word in text for word in _BINDING)
 
 
-def _list_words(command: str, depth: int) -> list[list[str]]:
-    found = []
-    for one in list_commands(command):
-        if not one.words:
-            continue
-        if one.literals is None or depth > 3:
+def _list_words(command: str) -> list[list[str]]:
+    found: list[list[str]] = []
+    for call in list_calls(command):
+        words = [word.literal for word in call if word.literal is not None]
+        if len(words) < len(call):
             raise Unclear
-        words = list(one.literals)
-        found.append(words)
-        if os.path.basename(words[0]) in _SHELLS:
-            for word in words[1:]:
-                if " " in word:
-                    found += _list_words(word, depth + 1)
-    if len(found) > _COMMANDS_MAX:
-        raise Unclear
+        if words not in found:
+            found.append(words)
+        plain = [os.path.basename(words[0]), *words[1:]]
+        if plain not in found:
+            found.append(plain)
+        if len(found) > _COMMANDS_MAX:
+            raise Unclear
     return found
 
 
 def _ask_codex(words: list[str], files: list[str], environ: Mapping[str, str]) -> str:
     rules = [word for path in files for word in ("--rules", path)]
     try:
-        codex = processes.find_program("codex", environ)
+        codex = _find_codex(environ)
         done = subprocess.run(
             [codex, "execpolicy", "check", *rules, "--", *words],
             env=dict(environ),
@@ -106,6 +106,22 @@ def _ask_codex(words: list[str], files: list[str], environ: Mapping[str, str]) -
         raise _unknown()
     decision = said.get("decision", "allow")
     return decision if isinstance(decision, str) else "forbidden"
+
+
+def _find_codex(environ: Mapping[str, str]) -> str:
+    """The very Codex that called the hook, where the system tells; else the one on PATH."""
+    pid: int | None = os.getppid()
+    for _ in range(_ANCESTORS_MAX):
+        if pid is None or pid <= 1:
+            break
+        try:
+            program = os.readlink(f"/proc/{pid:d}/exe")
+        except OSError:
+            break
+        if os.path.basename(program) == "codex" and os.access(program, os.X_OK):
+            return program
+        pid = find_parent(pid)
+    return processes.find_program("codex", environ)
 
 
 def _unknown() -> RunCodeError:

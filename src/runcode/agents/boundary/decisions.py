@@ -7,10 +7,11 @@ other one is sent to the box as one quoted word, or refused.
 
 from __future__ import annotations
 
+import itertools
 import os
 
 from runcode.agents.boundary.requests import Request
-from runcode.agents.boundary.rules import Rules, find_matching
+from runcode.agents.boundary.rules import Rules, allows_whole, find_matching
 from runcode.core.shell_text import Unclear, find_lone_command, list_commands
 from runcode.core.values import Value
 
@@ -65,20 +66,22 @@ def decide_shell(
     own_programs: frozenset[str],
     load_rules: Callable[[], Rules],
     forbids: Callable[[str], str | None] = lambda _command: None,
+    places: Places | None = None,
 ) -> Decision:
     """What becomes of a shell command.
 
     `agent_session`: whose attachment the rewritten command is to use. `program`: how that calls us;
     `own_programs`: every word that means us.
 
-    `forbids` says why a client's other rules refuse a command, or nothing.
+    `forbids` says why a client's other rules refuse a command, or nothing. `places`: what
+    `runcode get` must not write over.
     """
     command = request.tool_input.get("command")
     if not isinstance(command, str) or not command.strip() or "\0" in command:
         return Decision(kind=DENY, reason="the tool call holds no command that could be placed on a machine")
     words = find_lone_command(command)
     if words is not None and words[0] in own_programs:
-        return _decide_own(request, words, load_rules(), forbids)
+        return _decide_own(request, words, load_rules(), forbids, places)
     if words is not None and exemptions.cover_command(words):
         return Decision(kind=PASS, note="this ran on this laptop: the person exempted it")
     if words is None and _mentions_us(command, own_programs):
@@ -107,7 +110,9 @@ def decide_shell(
     return Decision(kind=REWRITE, command=rewritten, note=note)
 
 
-def _decide_own(request: Request, words: list[str], rules: Rules, forbids: Callable[[str], str | None]) -> Decision:
+def _decide_own(
+    request: Request, words: list[str], rules: Rules, forbids: Callable[[str], str | None], places: Places | None
+) -> Decision:
     """One plain call of ours. What it would run is held against the person's rules; the rest is as they set it."""
     inner = _find_inner(words)
     if inner is not None:
@@ -119,10 +124,22 @@ def _decide_own(request: Request, words: list[str], rules: Rules, forbids: Calla
         if asking is not None:
             return Decision(kind=ASK, reason=f"your rule {asking}")
     if words[1:2] == ["local"]:
-        if not any(rule.startswith("runcode local") for rule in rules.allow):
+        # A rule as wide as `Bash` was written about other commands.
+        named = tuple(rule for rule in rules.allow if rule.startswith("runcode local"))
+        if not allows_whole(named, words):
             return Decision(kind=ASK, reason="this would run on your laptop, not on the workspace")
-        return Decision(kind=PASS)
+    elif inner is None and places is not None and _writes_over_us(request, words, places):
+        return Decision(kind=DENY, reason="a file from the workspace cannot replace what RunCode itself goes by")
     return Decision(kind=PASS)
+
+
+def _writes_over_us(request: Request, words: list[str], places: Places) -> bool:
+    """Would `runcode get … --out X` land in one of our own folders, its exemptions among them?"""
+    if words[1:2] != ["get"]:
+        return False
+    given = [after for before, after in itertools.pairwise(words) if before == "--out"]
+    given += [word.partition("=")[2] for word in words if word.startswith("--out=")]
+    return any(places.holds_guarded(os.path.join(request.cwd, one)) for one in given if "\0" not in one)
 
 
 def _find_inner(words: list[str]) -> str | None:
@@ -159,19 +176,24 @@ def _mentions_us(command: str, own_programs: frozenset[str]) -> bool:
 
 
 def _render_exec(agent_session: str, attached: Attached, program: str, command: str) -> str:
+    from runcode.core.shellwords import quote
+
     pinned = f" --workspace {attached.workspace_id}" if attached.scope == "folder" else ""
     # For bash and zsh: inside single quotes everything is itself.
     quoted = "'" + command.replace("'", "'\\''") + "'"
-    return f"{program} exec --agent-session {agent_session}{pinned} -- {quoted}"
+    # Part of the key may come from the environment, which a project's settings can fill.
+    return f"{program} exec --agent-session {quote(agent_session)}{pinned} -- {quoted}"
 
 
-def decide_file_tool(
-    request: Request, attached: Attached, places: Places, paths: list[tuple[str, bool]] | None
-) -> Decision:
+def decide_file_tool(request: Request, attached: Attached, places: Places, paths: list[str] | None) -> Decision:
     """A local file tool: refused for what belongs to the work, with what to use there instead."""
-    shown = [path for path, is_made in paths or [] if places.belongs(path, is_made=is_made)]
+    shown = [path for path in paths or [] if places.belongs(path, tool=request.tool)]
     if paths is not None and not shown:
         return Decision(kind=PASS, note=f"that is a file of this laptop, not of the workspace {attached.title}")
+    if shown and places.guards(shown[0]):
+        return Decision(
+            kind=DENY, reason="that is where RunCode keeps what it goes by: no tool touches it while attached"
+        )
     path = _as_there(shown[0], places) if shown else "FILE"
     return Decision(
         kind=DENY,

@@ -52,8 +52,10 @@ def load_exemptions(settings: Settings) -> Exemptions:
     content = read_person_file(path)
     if content is None:
         return NOTHING
-    if os.stat(path).st_mode & 0o022:
-        raise RunCodeError("unsafe_path", f"others may write to {path}", resolution=f"`chmod go-w {path}`")
+    real = os.path.realpath(path)
+    for one in (real, os.path.dirname(real)):
+        if os.stat(one).st_mode & 0o022:
+            raise RunCodeError("unsafe_path", f"others may write to {one}", resolution=f"`chmod go-w {one}`")
     import tomllib
 
     try:

@@ -20,9 +20,10 @@ import json
 import os
 import re
 
+from runcode.agents.boundary.calls import list_calls
 from runcode.client.claude_settings import settings_path
 from runcode.core.errors import RunCodeError
-from runcode.core.shell_text import SimpleCommand, Unclear, list_commands
+from runcode.core.shell_text import Unclear
 from runcode.core.values import Value
 
 TYPE_CHECKING = False
@@ -32,13 +33,6 @@ if TYPE_CHECKING:
 _RULE = re.compile(r"Bash(?:\((.*)\))?", re.DOTALL)
 _MANAGED = ("/etc/claude-code", "/Library/Application Support/ClaudeCode")
 _FILE_SIZE_MAX = 4 * 1024 * 1024
-# Programs whose arguments are a command again. Their own options are stepped over.
-_WRAPPERS = frozenset(
-    ("env", "command", "builtin", "exec", "nohup", "nice", "ionice", "time", "timeout", "stdbuf", "setsid")
-    + ("sudo", "doas", "xargs", "noglob", "nocorrect", "repeat")
-)
-_SHELLS = frozenset(("sh", "bash", "zsh", "dash", "ksh", "eval"))
-_DEPTH_MAX = 5
 
 
 class Rules(Value):
@@ -67,7 +61,7 @@ def load_rules(environ: Mapping[str, str], project: str) -> Rules:
         for name, texts in found.items():
             given = permissions.get(name)
             for rule in given if isinstance(given, list) else []:
-                match = _RULE.fullmatch(rule) if isinstance(rule, str) else None
+                match = _RULE.fullmatch(rule.strip()) if isinstance(rule, str) else None
                 if match is not None:
                     texts.append(match[1] or "")
                     counts = counts or name != "allow"
@@ -115,7 +109,7 @@ def find_matching(rules: tuple[str, ...], command: str) -> str | None:
     if not rules:
         return None
     try:
-        candidates = {command.strip(), *_list_candidates(command, 0)}
+        candidates = {command.strip(), *_list_candidates(command)}
     except Unclear:
         return _shown(rules[0])
     for rule in rules:
@@ -125,12 +119,19 @@ def find_matching(rules: tuple[str, ...], command: str) -> str | None:
     return None
 
 
+def allows_whole(rules: tuple[str, ...], words: list[str]) -> bool:
+    """Does a rule allow exactly this plain command? Only as it stands: what is behind a wrapper allows nothing."""
+    return any(_compile(rule).fullmatch(" ".join(words)) for rule in rules)
+
+
 def _shown(rule: str) -> str:
     return f"Bash({rule})" if rule else "Bash"
 
 
 def _compile(rule: str) -> re.Pattern[str]:
     """`git push:*` and `git push *` match with and without further words; `*` elsewhere any text; "" everything."""
+    # A star behind a backslash may be meant as itself; as any text it binds more.
+    rule = rule.strip().replace("\\*", "*")
     if rule in ("", "*", ":*"):
         return re.compile(r".*", re.DOTALL)
     ending = ""
@@ -141,43 +142,11 @@ def _compile(rule: str) -> re.Pattern[str]:
     return re.compile(".*".join(re.escape(part) for part in rule.split("*")) + ending, re.DOTALL)
 
 
-def _list_candidates(text: str, depth: int) -> Iterator[str]:
-    """What a rule may mean: each simple command as it stands, and as its program would get it."""
-    if depth > _DEPTH_MAX:
-        raise Unclear
-    for command in list_commands(text):
-        yield command.raw
-        for at in range(len(command.words)):
-            if at and not _steps_over(command, at):
-                break
-            yield from _list_forms(command, at, depth)
-
-
-def _list_forms(command: SimpleCommand, at: int, depth: int) -> Iterator[str]:
-    words = command.words[at:]
-    if words[0].literal is None:
-        raise Unclear  # which program it is, an expansion decides
-    known = []
-    for word in words:
-        if word.literal is None:
-            break
-        known.append(word.literal)
-    yield " ".join(word.raw for word in words)
-    yield " ".join(known)
-    name = os.path.basename(known[0])
-    yield " ".join([name, *known[1:]])
-    if name in _SHELLS:
-        for word in words[1:]:
-            if word.literal is None:
-                raise Unclear
-            if " " in word.literal or name == "eval":
-                yield from _list_candidates(word.literal, depth + 1)
-
-
-def _steps_over(command: SimpleCommand, at: int) -> bool:
-    """May the word at this place be the program that the words before it start?"""
-    before = [word.literal for word in command.words[:at]]
-    if None in before:
-        return False
-    first = os.path.basename(before[0] or "")
-    return first in _WRAPPERS or (before[0] or "").startswith("-")
+def _list_candidates(text: str) -> Iterator[str]:
+    """What a rule may mean: each call as it stands, and as its program would get it."""
+    for words in list_calls(text):
+        yield " ".join(word.raw for word in words)
+        # As the program gets them: the name without its folder too, and what an expansion decides as it stands.
+        known = [word.raw if word.literal is None else word.literal for word in words]
+        yield " ".join(known)
+        yield " ".join([os.path.basename(known[0]), *known[1:]])
