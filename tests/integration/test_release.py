@@ -149,7 +149,7 @@ def test_it_is_damaged_and_says_so(dist: Path, tmp_path: Path) -> None:
     subprocess.run([*start, "--version"], check=True, capture_output=True)
     app = next((tmp_path / ".cache/runcode/bin").glob("*.app"))
     (app / "python/python3").unlink()
-    for words, status in ((["list"], 127), (["exec", "--", "true"], 255), (["hook", "pre-tool-use"], 2)):
+    for words, status in ((["list"], 127), (["exec", "--", "true"], 255), (["hook", "session-start"], 2)):
         done = subprocess.run([*start, *words], capture_output=True, text=True, check=False)
         assert (done.returncode, done.stdout) == (status, ""), words
         assert done.stderr.startswith("runcode: missing_program: "), words
