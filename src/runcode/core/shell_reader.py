@@ -206,7 +206,7 @@ class Reader:
             self._add(tuple(self._words[:split]), ())
             self._add(tuple(self._words[split:]), ())
         for at, word in enumerate(self._words):
-            if word.raw in RESERVED:
+            if word.raw in RESERVED and word.raw != "in":
                 # `for x do CMD`, `coproc N while CMD`, zsh's `if [[ … ]] CMD`: a command without an operator before it.
                 rest = self._words[at + 1 :]
                 while rest and is_assignment(rest[0].raw):
