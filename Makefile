@@ -35,9 +35,10 @@ agent-clients: ## The real Claude Code and Codex from npm, in the versions that 
 test-agents: setup agent-clients ## The plugin in the real Claude Code and Codex, offline, with every long story
 	@$(PY) -m pytest tests/agents --agents all $(PYTEST_ARGS)
 
+# What `-n auto` means, and what runs alone: tests/support/spread_run.py. PYTEST_ARGS="-n 0" runs all in one process.
 .PHONY: test
 test: setup agent-clients ## Run the whole test suite, on real parts
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@$(PY) -m pytest -n auto $(PYTEST_ARGS)
 
 .PHONY: contract
 contract: setup ## Hold every runtime to the port's contract, and print runtime × case

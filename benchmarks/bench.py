@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 
+import launcher  # noqa: E402
 import transfers  # noqa: E402
 from cutting import POLL_MS, measure_cut_ms  # noqa: E402
 from direct_sshd import SAME_ALGORITHMS, direct_sshd  # noqa: E402
@@ -89,6 +90,9 @@ def measure(service: Service, laptop: Laptop, direct: list[str], runs: int, only
     add("--version / python -I -S -c pass", 1.5, runs, lambda: run(RUNCODE, "--version"), python)
     exec_true = (RUNCODE, "exec", "--", "true")
     add("exec -- true / ssh true, live master", 1.75, runs, lambda: run(*exec_true), lambda: run(*ssh, alias, "true"))
+    with tempfile.TemporaryDirectory(dir=laptop.home) as folder:
+        bare_ssh = lambda: run(*ssh, alias, "true")  # noqa: E731
+        launcher.add_rows(Path(folder), laptop.environment, laptop.project, timed, add, runs, only, bare_ssh)
     said = {"session_id": "s", "cwd": str(laptop.project), "workspace": {"current_dir": str(laptop.project)}}
     client_json = json.dumps(said).encode()
     interpreter = (str(Path(RUNCODE).with_name("python3")), "-I", "-S", "-c", "pass")
@@ -98,6 +102,16 @@ def measure(service: Service, laptop: Laptop, direct: list[str], runs: int, only
         runs,
         lambda: run(RUNCODE, "statusline", stdin=client_json),
         lambda: run(*interpreter, stdin=client_json),
+    )
+    # Another session is attached, this one is not: what every tool call costs whoever does not use a workspace.
+    call = {"session_id": "other", "cwd": "/", "tool_name": "Bash", "tool_input": {"command": "true"}}
+    hook_json = json.dumps(call).encode()
+    add(
+        "hook, not attached / python -I -S -c pass",
+        1.3,
+        runs,
+        lambda: run(RUNCODE, "hook", "pre-tool-use", "--client", "claude", stdin=hook_json),
+        lambda: run(*interpreter, stdin=hook_json),
     )
     add("connect, cached / python -I -S -c pass", 4, runs, lambda: run(RUNCODE, "connect", TITLE), python)
     add("cold ssh via gateway / direct sshd", 1.15, runs, lambda: run(*cold, "true"), lambda: run(*direct, "true"))

@@ -33,6 +33,11 @@ def pairs(run: Callable[..., float], runcode: str, config: str, alias: str) -> l
     def shell(line: str) -> float:
         return run("sh", "-c", line)
 
+    def anew(local: str, there: str, *command: str) -> float:
+        """One copy to a name that is not there yet: scp would write over an old file's pages, and leave it broken."""
+        shell(f"rm -f {local}; {ssh} rm -f workspace/{there}")
+        return run(*command)
+
     def put_tree() -> float:
         shell(f"{ssh} rm -rf workspace/ours")
         return run(runcode, "put", "-r", "tree", "ours")
@@ -54,14 +59,14 @@ def pairs(run: Callable[..., float], runcode: str, config: str, alias: str) -> l
         (
             "put 256 MB / scp",
             1.1,
-            lambda: run(runcode, "put", "large", "large"),
-            lambda: run(*scp, "large", f"{alias}:workspace/theirs-large"),
+            lambda: anew("no", "large", runcode, "put", "large", "large"),
+            lambda: anew("no", "theirs-large", *scp, "large", f"{alias}:workspace/theirs-large"),
         ),
         (
             "get 256 MB / scp",
             1.1,
-            lambda: run(runcode, "get", "large", "--out", "back"),
-            lambda: run(*scp, f"{alias}:workspace/large", "theirs-back"),
+            lambda: anew("back", "no", runcode, "get", "large", "--out", "back"),
+            lambda: anew("theirs-back", "no", *scp, f"{alias}:workspace/large", "theirs-back"),
         ),
         ("put -r 1,000 files / tar c | ssh tar x", 1.2, put_tree, tar_up),
         ("get -r 1,000 files / ssh tar c | tar x", 1.2, get_tree, tar_down),

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from support import agent_clients
-from support.runtime_table import RuntimeTables
+from support.spread_run import FACTS, RunFacts, SpreadScheduling, count_workers
 
 _KEPT = ("PATH", "LANG", "LC_ALL", "TERM", "TZ", "CI", "TMPDIR", "PYTHONDONTWRITEBYTECODE")
 # A run in a shell's background inherits an ignored SIGINT, and so would every program that tests start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-
-_NOT_RUN = pytest.StashKey[list[tuple[str, str]]]()
-_TABLES = pytest.StashKey[RuntimeTables]()
 
 
 @pytest.fixture(autouse=True)
@@ -31,17 +31,45 @@ def isolated_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
     return home
 
 
-class _FeedTables:
-    def __init__(self, tables: RuntimeTables) -> None:
-        self._tables = tables
+class _Gathering:
+    """Feeds the run's facts: each process its own, and the controller of a spread run those of its workers."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._facts = config.stash[FACTS]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self._tables.add_report(report)
+        self._facts.tables.add_report(report)
+
+    def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
+        self._facts.deselected.extend(item.nodeid for item in items)
+
+    def pytest_sessionfinish(self) -> None:
+        output = getattr(self._config, "workeroutput", None)
+        if output is not None:
+            self._facts.write_message(output)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        # A worker that crashed has no output.
+        if self._facts.read_message(getattr(node, "workeroutput", {})):
+            # The closing line counts them, as in a run that is not spread.
+            reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+            if reporter is not None and self._facts.deselected:
+                reporter.pytest_deselected(items=[SimpleNamespace(nodeid=node) for node in self._facts.deselected])
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> SpreadScheduling:
+        return SpreadScheduling(config, log)
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_auto_num_workers(self) -> int:
+        return count_workers()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_TABLES] = RuntimeTables()
-    config.pluginmanager.register(_FeedTables(config.stash[_TABLES]))
+    config.stash[FACTS] = RunFacts()
+    config.pluginmanager.register(_Gathering(config))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,7 +78,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What cannot run here is taken out, and listed by name at the end: never a silent skip."""
-    config.stash[_TABLES].add_items(items)
+    facts = config.stash[FACTS]
+    facts.add_items(items)
     reasons: dict[str, str] = {}
     if os.geteuid() != 0:
         reasons["root_only"] = "needs root"
@@ -60,26 +89,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if obstacle is not None:
         reasons["agents"] = obstacle
     left_out: list[pytest.Item] = []
-    config.stash[_NOT_RUN] = []
     for item in items:
         found = [reason for marker, reason in reasons.items() if item.get_closest_marker(marker)]
         if found:
             left_out.append(item)
-            config.stash[_NOT_RUN].append((item.nodeid, "; ".join(found)))
+            facts.not_run[item.nodeid] = "; ".join(found)
     if left_out:
         items[:] = [item for item in items if item not in left_out]
         config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for title, lines in config.stash[_TABLES].render():
+    facts = config.stash[FACTS]
+    for title, lines in facts.tables.render():
         terminalreporter.section(title)
         for line in lines:
             terminalreporter.line(line)
-    not_run = list(config.stash.get(_NOT_RUN, []))
+    not_run = list(facts.not_run.items())
     for report in terminalreporter.stats.get("skipped", []):
         not_run.append((report.nodeid, str(report.longrepr[-1]) if report.longrepr else "skipped"))
-    if not_run:
+    if not_run or not facts.told:
         terminalreporter.section("NOT RUN")
         for node, reason in not_run:
             terminalreporter.line(f"NOT RUN {node} ({reason})")
+        if not facts.told:
+            terminalreporter.line("NOT RUN is incomplete: no process of this run told what it left out", red=True)

@@ -1,8 +1,8 @@
 #!/bin/sh
 # The plugin's launcher against everything that could go wrong with it: `sh tests/test_launcher.sh`.
 #
-# Offline (file:// and loopback), in an empty HOME, with its own small PATH. Each shell that is here takes its turn as
-# the launcher's. `ok - …` for each case; the last line is ALL PASS, or else the status is 1. What this machine cannot
+# Offline (file:// and loopback), in an empty HOME, with its own small PATH. Each shell that is here (or that is named:
+# `sh tests/test_launcher.sh dash`) takes its turn as the launcher's. `ok - …` for each case; the last line is ALL PASS, or else the status is 1. What this machine cannot
 # try is printed as NOT RUN. Needs curl, python3 (it makes the hostile archives and serves the redirects), coreutils.
 set -u
 root=$(cd "$(dirname "$0")/.." && pwd -P)
@@ -86,7 +86,8 @@ try() { # try [NAME=VALUE…] -- WORDS…: sets out, err, status
             set -- "$@" "$word"
         fi
     done
-    out=$(env -i HOME="$T/home" PATH="$tools" RUNCODE_DOWNLOAD_BASE="file://$dist" "$@" 2>"$T/err" </dev/null)
+    # Seconds of processor time: a launcher that starts itself for ever ends by it.
+    out=$(ulimit -t 3; env -i HOME="$T/home" PATH="$tools" RUNCODE_DOWNLOAD_BASE="file://$dist" "$@" 2>"$T/err" </dev/null)
     status=$?
     err=$(cat "$T/err")
 }
@@ -221,6 +222,9 @@ exec "$(readlink "$tools/$1")" "\$@"
 END
     chmod 755 "$less/$1"
 }
+
+# As the client writes it when it attaches.
+attach() { mkdir -p "$cache/attachments" && chmod -R go-rwx "$cache" && echo x >"$cache/attachments/one"; }
 
 # ---------------------------------------------------------------- the cases, for each shell
 cases() {
@@ -438,10 +442,9 @@ cases() {
     try -- c
     check "an entry that is not executable" refused unsafe_path "damaged"
     printf '#!/no/such/interpreter\n' >"$entry" && chmod 700 "$entry"
-    want=2
+    attach
     try -- hook pre-tool-use --client claude
     check "hook, and the entry does not start: 2" test "$status" = 2 -a -z "$out"
-    want=
     # What an earlier, killed run left half-way.
     fresh
     mkdir -p "$entry.app/lib" && chmod -R go-rwx "$cache" && echo stale >"$entry.app/lib/word"
@@ -563,9 +566,24 @@ cases() {
 
     # -------- who calls decides what a failure is
     fresh
-    want=2
+    for event in pre-tool-use user-prompt-submit; do
+        try RUNCODE_DOWNLOAD_BASE=nonsense -- hook "$event" --client claude
+        check "$event with nothing attached anywhere: the client goes on" test "$status" = 0 -a -z "$out$err" -a ! -e "$cache"
+    done
+    attach
+    rm "$cache/attachments/one"
     try RUNCODE_DOWNLOAD_BASE=nonsense -- hook pre-tool-use --client claude
-    refuses "hook fails closed: 2" insecure_base ""
+    check "also when everything was detached" test "$status" = 0 -a -z "$out$err"
+    want=2
+    attach
+    for event in pre-tool-use user-prompt-submit session-start post-tool-use; do
+        try RUNCODE_DOWNLOAD_BASE=nonsense -- hook "$event" --client claude
+        check "$event fails closed where something is attached: 2" refused insecure_base ""
+    done
+    rm -r "$cache/attachments" && ln -s "$T/nowhere" "$cache/attachments"
+    try RUNCODE_DOWNLOAD_BASE=nonsense -- hook pre-tool-use --client claude
+    check "a link in the attachments' place is no proof that nothing is attached: 2" refused insecure_base ""
+    fresh
     try RUNCODE_BIN=/nowhere -- hook session-start --client codex
     refuses "hook with a bad RUNCODE_BIN: 2" missing_program ""
     want=255
@@ -633,12 +651,15 @@ no_fork() {
     out=$(HOME="$T/home" $limited $shell "$plugin/bin/runcode" exec -- true 2>&1)
     status=$?
     check "the cached path does not fork" test "$status" = 0 -a -z "$out"
+    attach
+    [ -z "$user" ] || chown -R 65534 "$cache/attachments"
     out=$(HOME="$T/home" $limited $shell "$plugin/bin/runcode" hook pre-tool-use 2>&1)
     status=$?
     check "nor does it for a hook" test "$status" = 0 -a -z "$out"
 }
 
-for shell in sh dash 'busybox ash' 'bash --posix'; do
+[ $# -gt 0 ] || set -- sh dash 'busybox ash' 'bash --posix'
+for shell in "$@"; do
     turn=$shell
     path=$(command -v "${shell%% *}") || { echo "NOT RUN - $shell (it is not here)"; continue; }
     shell="$path${shell#"${shell%% *}"}"

@@ -1,1 +1,1 @@
-"""What `make release` is made of: sources, application, interpreter, packing. scripts/make_release.py puts it together."""
+"""What scripts/make_release.py puts together: sources, application, interpreter, packing."""

@@ -106,7 +106,7 @@ def build_application(
 
 def _name_interpreter(entry: Path, program: Path) -> None:
     """A development archive resolves its interpreter once, here: nothing looks for `python3` by name later."""
-    line = "python=$self.app/python/bin/python3\n"
+    line = "python=$self.app/python/python3\n"
     text = entry.read_text(encoding="utf-8")
     if text.count(line) != 1 or re.search(r"[^A-Za-z0-9/._+-]", str(program)):
         raise ReleaseError(f"{program} cannot be named in a development archive")

@@ -35,18 +35,21 @@ def list_tree(folder: Path) -> list[Path]:
 
 
 def pack_tar_gz(folder: Path, target: Path, epoch: int) -> None:
-    with target.open("wb") as raw, gzip.GzipFile("", "wb", _LEVEL, raw, mtime=epoch) as packed:
-        with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for path in list_tree(folder):
-                entry = tarfile.TarInfo(path.relative_to(folder).as_posix())
-                entry.mtime, entry.mode = epoch, _mode(path)
-                if path.is_dir():
-                    entry.type = tarfile.DIRTYPE
-                    tar.addfile(entry)
-                else:
-                    entry.size = path.stat().st_size
-                    with path.open("rb") as content:
-                        tar.addfile(entry, content)
+    with (
+        target.open("wb") as raw,
+        gzip.GzipFile("", "wb", _LEVEL, raw, mtime=epoch) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for path in list_tree(folder):
+            entry = tarfile.TarInfo(path.relative_to(folder).as_posix())
+            entry.mtime, entry.mode = epoch, _mode(path)
+            if path.is_dir():
+                entry.type = tarfile.DIRTYPE
+                tar.addfile(entry)
+            else:
+                entry.size = path.stat().st_size
+                with path.open("rb") as content:
+                    tar.addfile(entry, content)
 
 
 def pack_zip(folder: Path, target: Path | io.BytesIO, epoch: int) -> None:

@@ -110,30 +110,61 @@ class OrdinaryUser:
         return found
 
 
-@pytest.fixture
-def user(tmp_path: Path) -> Iterator[OrdinaryUser]:
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OrdinaryUser]:
+    """The user and the copy of the code, made once; nobody writes into that copy."""
+    folder = tmp_path_factory.mktemp("ordinary")
     # Below the uids of boxes and far above every account's, subordinate ids and systemd's dynamic users included.
-    user = OrdinaryUser(1_800_000_000 + secrets.randbelow(50_000_000), tmp_path, tmp_path / "stage")
+    user = OrdinaryUser(1_800_000_000 + secrets.randbelow(50_000_000), folder, folder / "stage")
     entry = f"runcode-test:x:{user.uid}:{user.uid}::/tmp/home:/bin/sh\n"
-    (tmp_path / "passwd").write_text(Path("/etc/passwd").read_text() + entry)
-    (tmp_path / "group").write_text(Path("/etc/group").read_text() + f"runcode-test:x:{user.uid}:\n")
+    (folder / "passwd").write_text(Path("/etc/passwd").read_text() + entry)
+    (folder / "group").write_text(Path("/etc/group").read_text() + f"runcode-test:x:{user.uid}:\n")
     for name in ("passwd", "group"):
-        (tmp_path / name).chmod(0o644)
-    _copy_code(user)
+        (folder / name).chmod(0o644)
     try:
+        _copy_code(user)
         yield user
     finally:
-        for pid in user.find_processes():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
         shutil.rmtree(user.stage, ignore_errors=True)
 
 
+@pytest.fixture
+def user(prepared: OrdinaryUser) -> Iterator[OrdinaryUser]:
+    """With an empty home; afterwards nothing of this test runs, and its /tmp is as it was."""
+    home = prepared.stage / "home"
+    home.mkdir(mode=0o700)
+    os.chown(home, prepared.uid, prepared.uid)
+    try:
+        yield prepared
+    finally:
+        for pid in prepared.find_processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        _wait_for_the_end(prepared)
+        for left in prepared.stage.iterdir():
+            if left.name == "repo":
+                continue
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
+
+
+def _wait_for_the_end(user: OrdinaryUser) -> None:
+    deadline = time.monotonic() + 30
+    while user.find_processes() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 def _copy_code(user: OrdinaryUser) -> None:
-    """Sources, tests and the venv's packages, owned by the user; nothing of the checkout is referred to."""
+    """Sources, tests and the venv's packages, owned by the user; nothing of the checkout is referred to.
+
+    With their byte code, which goes by the sources' times: without, each of some hundred starts of a
+    program would compile the service's libraries anew, for seconds of both processors.
+    """
     repo = user.stage / "repo"
-    ignored = shutil.ignore_patterns("__pycache__", *_LEFT_OUT)
-    for name in ("src", "tests", "packaging"):
+    ignored = shutil.ignore_patterns(*_LEFT_OUT)
+    for name in ("src", "tests", "packaging", "scripts"):
         shutil.copytree(REPO / name, repo / name, symlinks=True, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(REPO / name, repo / name)
@@ -141,7 +172,6 @@ def _copy_code(user: OrdinaryUser) -> None:
     packages = repo / ".venv" / "lib" / version / "site-packages"
     shutil.copytree(sysconfig.get_path("purelib"), packages, symlinks=True, ignore=ignored)
     (packages / "_editable_impl_runcode.pth").write_text("/tmp/repo/src")
-    (user.stage / "home").mkdir(mode=0o700)
     for folder, folders, files in os.walk(user.stage):
         for name in ["", *folders, *files]:
             os.lchown(os.path.join(folder, name), user.uid, user.uid)
@@ -239,7 +269,5 @@ def test_the_story_holds_for_an_ordinary_user(user: OrdinaryUser) -> None:
     assert told == expected
     assert not any(name.rpartition("::")[2] in names for name in expected)
 
-    deadline = time.monotonic() + 30
-    while user.find_processes() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    _wait_for_the_end(user)
     assert user.find_processes() == {}, "no keeper, box or ssh master outlives the story"

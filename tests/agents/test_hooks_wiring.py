@@ -53,6 +53,10 @@ LONG = pytest.mark.agents_long
 def play(laptop: AgentLaptop, way: str, step: Step, *, at_tool: str = "true") -> FakeModel:
     """One tool call; `Monitor` has to be looked up first, as a model would."""
     laptop.program.write_text(_PROGRAM.format(at_tool=at_tool))
+    # Where nothing at all is attached the launcher answers by itself, and asks no program.
+    attachments = laptop.home / ".cache" / "runcode" / "attachments"
+    attachments.mkdir(parents=True, exist_ok=True)
+    (attachments / "of-somebody").touch()
     deferred = isinstance(step, Call) and step.tool == "Monitor"
     with FakeModel([Call("ToolSearch", query="select:Monitor", max_results=1), step] if deferred else [step]) as model:
         if way.startswith("codex"):

@@ -117,6 +117,25 @@ def test_after_clear_a_hook_tells_the_server_which_session_it_is_in(
         assert shell["error"] == "not_attached"
 
 
+def test_a_server_that_codex_starts_in_a_plugins_folder_works_in_the_project(
+    plane: ControlPlane, person: Person, tmp_path: Path
+) -> None:
+    plugin = tmp_path / "plugin"
+    (plugin / ".codex-plugin").mkdir(parents=True)
+    person.json("mcp", "install", "--client", "codex")
+    config = Path(person.environment["CODEX_HOME"]) / "config.toml"
+    text = config.read_text()
+    config.write_text(text.replace("[mcp_servers.runcode]", f"[mcp_servers.runcode]\ncwd = {json.dumps(str(plugin))}"))
+    steps = [codex_step("connect", workspace="42"), codex_step("write", path="w", content="from there")]
+    steps += [codex_step("get", path="w", local="got-here")]
+    with scripted_model(steps) as model:
+        done = run_codex(model, person.environment, person.project)
+        results = [structured(text) for text in model.tool_results()]
+    assert done.returncode == 0, done.stderr
+    assert results[2]["bytes"] == 10, results[2]
+    assert (person.project / "got-here").read_text() == "from there"
+
+
 def test_codex_calls_the_tools_and_its_shell_sees_the_same_attachment(plane: ControlPlane, person: Person) -> None:
     installed = person.json("mcp", "install", "--client", "codex")
     program = installed["command"][0]

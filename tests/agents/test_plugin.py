@@ -100,7 +100,6 @@ def test_codex_sees_each_hook_and_warns_of_none(agent_laptop: AgentLaptop) -> No
     assert (listed["warnings"], listed["errors"]) == ([], [])
     assert [hook["eventName"] for hook in listed["hooks"]] == [
         "preToolUse",
-        "postToolUse",
         "sessionStart",
         "userPromptSubmit",
     ]

@@ -174,3 +174,24 @@ def test_the_checks_notice_work_that_is_done_here(agent_laptop: AgentLaptop) -> 
     with FakeModel([Call("Bash", command=CHECK), Call("Bash", command=EDIT)]) as model:
         run = agent_laptop.claude(model, "hello", allow=["Bash"], plugin=False)
     assert [os.path.basename(one.program) for one in run.executions if is_of_the_work(one)] == ["python3", "sed"]
+
+
+def test_while_attached_a_command_in_the_background_does_not_run_here(
+    agent_laptop: AgentLaptop, agent_service: Service
+) -> None:
+    """Claude Code's Monitor takes a shell command too, and is not its Bash."""
+    agent_laptop.login(agent_service)
+    script: list[Step] = [
+        Call("Bash", command=f"runcode connect {TITLE} --start --wait --json"),
+        Call("ToolSearch", query="select:Monitor", max_results=1),
+        Call("Monitor", command="touch here.txt", description="look", timeout_ms=1000),
+        # What Monitor starts runs beside the conversation: time for it to show.
+        Call("Bash", command="sleep 1"),
+    ]
+    with FakeModel(script) as model, watch_files(agent_laptop.project) as changes:
+        run = agent_laptop.claude(model, "hello", allow=["Bash", "Monitor"])
+    assert not model.results[2].is_error
+    assert "touch here.txt" not in run.shell_lines
+    assert changes.seen == []
+    # It ran, and it ran there.
+    agent_laptop.runcode("run", TITLE, "--", "rm here.txt")

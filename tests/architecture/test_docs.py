@@ -56,8 +56,8 @@ def read_promises() -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def find_named(path: str) -> Path:
-    """A file that the page names: below src/runcode, or, of the plugin, below the root."""
-    return (ROOT if path.startswith("plugin/") else SOURCES) / path
+    """A file that the page names: below src/runcode, or, of the plugin and of releases, below the root."""
+    return (ROOT if path.startswith(("plugin/", "packaging/", "scripts/")) else SOURCES) / path
 
 
 PROMISES = list(read_promises())

@@ -75,6 +75,7 @@ CODE_MODE_MODEL = "gpt-6-sol"
 TITLE = "royal-tree-01"
 OTHER = "quiet-lake-02"
 _RUN_S = 180
+_REPORT_STATUS = Path(__file__).with_name("report_status.sh")
 
 
 def find_obstacle() -> str | None:
@@ -253,28 +254,42 @@ class AgentLaptop(Laptop):
     def _run(self, words: list[str], changed: Mapping[str, str], timeout_s: float) -> Run:
         trace = self.runtime / f"trace-{time.monotonic_ns()}"
         # --seccomp-bpf: only execve stops the program, so a client runs at its usual pace.
-        tracer = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", "trace=execve,execveat", "-e", "signal=none"]
+        tracer = ["strace", "-I2", "-f", "--seccomp-bpf", "-qq", "-e", "trace=execve,execveat", "-e", "signal=none"]
         tracer += ["-s", "200000", "-x", "-o", str(trace)]
+        status_file, told, failures = (self.runtime / f"{trace.name}.{kind}" for kind in ("status", "out", "err"))
+        # strace stays for as long as anything lives below the client, and ssh's shared connection outlives it on
+        # purpose. So the client's own end is what is waited for; files, since the others hold pipes open.
+        words = ["/bin/sh", str(_REPORT_STATUS), str(status_file), *words]
         began = time.monotonic()
-        try:
-            done = subprocess.run(
+        with told.open("wb") as out, failures.open("wb") as err:
+            tracing = subprocess.Popen(
                 [*tracer, *words],
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
+                stdout=out,
+                stderr=err,
                 env={**self.environment, **changed},
                 cwd=self.project,
-                check=False,
-                timeout=timeout_s,
             )
-            executions = read_executions(trace)
-        finally:
-            trace.unlink(missing_ok=True)
+            try:
+                while tracing.poll() is None and not status_file.exists():
+                    if time.monotonic() - began > timeout_s:
+                        raise AssertionError(f"the client did not end in {timeout_s} s: {told.read_text()[-2000:]}")
+                    time.sleep(0.02)
+                took_s = time.monotonic() - began
+            finally:
+                # -I2 has it listen to this; it lets go of what still lives.
+                tracing.terminate()
+                tracing.wait()
+        status = int(status_file.read_text())
+        executions = read_executions(trace)
+        stdout, stderr = told.read_text(), failures.read_text()
+        for file in (trace, status_file, told, failures):
+            file.unlink()
         events = []
-        for line in done.stdout.splitlines():
+        for line in stdout.splitlines():
             if line.startswith("{"):
                 events.append(json.loads(line))
-        return Run(done.returncode, done.stdout, done.stderr, time.monotonic() - began, executions, events)
+        return Run(status, stdout, stderr, took_s, executions, events)
 
 
 # ---------------------------------------------------------------- the plugin as it is tried

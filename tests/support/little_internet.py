@@ -83,7 +83,8 @@ def attempt(one):
     except OSError:
         return False
 jobs = [(address, one) for address in order["addresses"] for one in attempts(address, order["port"])]
-with concurrent.futures.ThreadPoolExecutor(64) as pool:
+# A box may have 256 processes at least, and each thread counts.
+with concurrent.futures.ThreadPoolExecutor(192) as pool:
     results = pool.map(lambda job: attempt(job[1]), jobs)
     print(json.dumps([[address, one[0]] for (address, one), reached in zip(jobs, results) if reached]))
 """

@@ -10,7 +10,7 @@ reached reads NOT RUN; a case that a runtime does not have reads `–`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pytest
 
@@ -18,10 +18,16 @@ MARKER = "runtime_case"
 PASS, FAIL, NOT_RUN, NONE = "pass", "FAIL", "NOT RUN", "–"
 
 
+# (table, row, column)
+Place = tuple[str, str, str]
+
+
 class RuntimeTables:
+    """Places and outcomes come in any order: of a spread run, the places are told last."""
+
     def __init__(self) -> None:
-        self._places: dict[str, tuple[str, str, str]] = {}
-        self._cells: dict[tuple[str, str, str], str] = {}
+        self.places: dict[str, Place] = {}
+        self._outcomes: dict[str, str] = {}
 
     def add_items(self, items: Iterable[pytest.Item]) -> None:
         """Cells for what was collected, also for what is about to be left out."""
@@ -36,28 +42,30 @@ class RuntimeTables:
             row = function.removeprefix("test_").replace("_", " ")
             if others:
                 row += f" ({', '.join(others)})"
-            place = (table, row, str(callspec.params["case"]))
-            self._places[item.nodeid] = place
-            self._cells[place] = NOT_RUN
+            self.places[item.nodeid] = (table, row, str(callspec.params["case"]))
+
+    def add_places(self, places: Mapping[str, Place]) -> None:
+        """What another process collected."""
+        self.places.update(places)
 
     def add_report(self, report: pytest.TestReport) -> None:
-        place = self._places.get(report.nodeid)
-        if place is None:
-            return
         if report.failed:
-            self._cells[place] = FAIL
-        elif report.when == "call" and report.passed and self._cells[place] != FAIL:
-            self._cells[place] = PASS
+            self._outcomes[report.nodeid] = FAIL
+        elif report.when == "call" and report.passed:
+            self._outcomes.setdefault(report.nodeid, PASS)
+
+    def _cells(self) -> dict[Place, str]:
+        return {place: self._outcomes.get(node, NOT_RUN) for node, place in self.places.items()}
 
     def render(self) -> list[tuple[str, list[str]]]:
         """(title, lines) of each table that has cells."""
         return [
             (f"runtime × case: {table}", self._render_one(table))
-            for table in dict.fromkeys(t for t, _, _ in self._cells)
+            for table in dict.fromkeys(table for table, _, _ in self.places.values())
         ]
 
     def _render_one(self, table: str) -> list[str]:
-        cells = {(row, column): text for (name, row, column), text in self._cells.items() if name == table}
+        cells = {(row, column): text for (name, row, column), text in self._cells().items() if name == table}
         rows = list(dict.fromkeys(row for row, _ in cells))
         columns = list(dict.fromkeys(column for _, column in cells))
         widths = [max(len(column), len(NOT_RUN)) for column in columns]

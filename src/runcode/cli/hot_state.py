@@ -77,7 +77,7 @@ def find_agent(
 ) -> tuple[bytes | None, bool]:
     """(this agent session's key, is there any agent). `claude` and `codex` are what a client told of itself."""
     claude = claude or environ.get(b"CLAUDE_CODE_SESSION_ID")
-    codex = codex or environ.get(b"CODEX_THREAD_ID") or environ.get(b"CODEX_SESSION_ID")
+    codex = codex or environ.get(b"CODEX_SESSION_ID") or environ.get(b"CODEX_THREAD_ID")
     parts = [b"claude:" + claude] if claude else []
     if codex:
         parts.append(b"codex:" + codex)

@@ -118,14 +118,15 @@ def find_attachment(settings: Settings, *, shared: bool = True) -> Attachment | 
     return None if settings.in_agent or not shared else _find_only_one(settings)
 
 
-def find_broken_record(settings: Settings) -> str | None:
-    """A file that should say what is attached here, and does not; None when every one can be read, or none is there.
+def list_records(settings: Settings) -> list[Attachment]:
+    """What is written down for this agent session and the folders around, at whatever server; the session's first.
 
-    Raises `unsafe_path` when the folder of attachments is not ours alone.
+    Raises `unsafe_path` when the folder of attachments is not ours alone, and `io_error`
+    for a record that is there and cannot be read: for whom "nothing is attached" must be certain.
     """
     folder = _folder(settings)
     if not os.path.lexists(folder):
-        return None
+        return []
     if not is_private_folder(folder):
         raise RunCodeError("unsafe_path", f"{folder} is not a folder of yours alone")
     names_here = [] if settings.agent_session is None else [file_name("session", settings.agent_session)]
@@ -135,11 +136,17 @@ def find_broken_record(settings: Settings) -> str | None:
         if os.path.dirname(at) == at:
             break
         at = os.path.dirname(at)
-    for name in names_here:
-        path = os.path.join(folder, name)
-        if os.path.lexists(path) and _parse(read_private_file(path)) is None:
-            return path
-    return None
+    found = []
+    for path in (os.path.join(folder, name) for name in names_here):
+        if not os.path.lexists(path):
+            continue
+        record = _parse(read_private_file(path))
+        if record is None:
+            raise RunCodeError(
+                "io_error", f"what is attached is unknown: {path} cannot be read", resolution="`runcode connect WS`"
+            )
+        found.append(record)
+    return found
 
 
 def load_attachment(settings: Settings) -> Attachment:

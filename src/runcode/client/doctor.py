@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
     from runcode.client.settings import Settings
 
+    # What another room has to say of these settings: (a check's name, the check).
+    Further = Callable[[Settings], Iterator[tuple[str, Callable[[], tuple[str, str]]]]]
+
 OK, WARN, FAIL = "ok", "warn", "fail"
 # CertificateFile, IdentityAgent and RemoteCommand, which our configs use, are of 7.6 and before.
 OPENSSH_MIN = (7, 6)
@@ -57,8 +60,8 @@ class Subject(Value):
     stdin: BinaryIO | None = None
 
 
-def examine(subject: Subject) -> Iterator[Check]:
-    """Every check, as soon as it is done."""
+def examine(subject: Subject, further: Further | None = None) -> Iterator[Check]:
+    """Every check, as soon as it is done; those of `further`, another room's, come last."""
     yield _guard("openssh", lambda: _openssh(subject.environ))
     bases, settings = _bases(subject)
     yield bases
@@ -74,6 +77,8 @@ def examine(subject: Subject) -> Iterator[Check]:
     yield _guard("ssh_config", lambda: _ssh_config(found))
     yield _guard("status_line", lambda: _status_line(found))
     yield _guard("hooks", lambda: _hooks(found))
+    for name, check in further(found) if further is not None else ():
+        yield _guard(name, check)
 
 
 def _guard(name: str, check: Callable[[], tuple[str, str]]) -> Check:

@@ -232,8 +232,11 @@ def _read_token_file(path: str, stdin: BinaryIO | None) -> str:
 
 
 def _agent(environ: Mapping[str, str]) -> tuple[str | None, bool]:
-    """Which agent session this is. One agent started by another has both names, and both make its key."""
-    codex = environ.get("CODEX_THREAD_ID") or environ.get("CODEX_SESSION_ID")
+    """Which agent session this is. One agent started by another has both names, and both make its key.
+
+    A subagent of Codex has a thread of its own, and its parent's session.
+    """
+    codex = environ.get("CODEX_SESSION_ID") or environ.get("CODEX_THREAD_ID")
     claude = environ.get("CLAUDE_CODE_SESSION_ID")
     key = agent_key(claude, codex)
     marked = any(environ.get(name) for name in ("CLAUDECODE", "CURSOR_TRACE_ID", "CURSOR_AGENT", "GEMINI_CLI"))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from runcode.agents.mcp.local_paths import require_local
+from runcode.agents.mcp.local_paths import find_agents_folder, require_local
 from runcode.agents.mcp.sessions import (
     FROM_ENVIRONMENT,
     FROM_HOOK,
@@ -35,6 +35,7 @@ def caller(client: str, *, thread_id: str = "", parent_pid: int = ME) -> Caller:
 def test_codex_names_its_thread_and_nobody_else_can(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     assert parse_thread_id("codex-mcp-client", {"threadId": "01a2"}) == "01a2"
+    assert parse_thread_id("codex-mcp-client", {"threadId": "of-a-subagent", "sessionId": "01a2"}) == "01a2"
     for client, meta in (
         ("claude-code", {"threadId": "01a2"}),
         ("", {"threadId": "01a2"}),
@@ -99,6 +100,14 @@ def test_local_paths_stay_in_the_working_folder(tmp_path: Path) -> None:
         with pytest.raises(RunCodeError) as caught:
             require_local(path, environ, str(project))
         assert caught.value.code == "unsafe_path"
+
+
+def test_a_server_in_its_plugins_folder_goes_where_the_agent_is(tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin"
+    (plugin / ".codex-plugin").mkdir(parents=True)
+    assert find_agents_folder(str(plugin), ME) == os.getcwd()
+    assert find_agents_folder(str(tmp_path), ME) is None
+    assert find_agents_folder(str(plugin), 2**22 + 1) is None
 
 
 def test_neither_root_nor_a_home_is_a_working_folder(tmp_path: Path) -> None:

@@ -297,10 +297,12 @@ def test_the_plain_command_lines_are_read_as_the_full_client_reads_them() -> Non
         ["--timeout", "30", "--home", "--", "--timeout", "9"],
         ["--home", "--timeout", "5", "--", ""],
         ["--workspace", "7", "--", "ls"],
+        ["--agent-session", "claude:one", "--workspace", "7", "--", "ls"],
     ):
         options = full.parse(words)
         named = (options.workspace or "").encode()
-        expected = (options.home, options.timeout, named, options.command)
+        session = (options.agent_session or "").encode()
+        expected = (options.home, options.timeout, named, session, options.command)
         assert hot_exec._parse(["runcode", "exec", *words]) == expected
 
 

@@ -18,6 +18,7 @@ import subprocess
 
 from runcode.agents.boundary.calls import list_calls
 from runcode.client import processes
+from runcode.client.agent_processes import find_parent
 from runcode.core.errors import RunCodeError
 from runcode.core.shell_text import Unclear
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 20
 _COMMANDS_MAX = 50
+_ANCESTORS_MAX = 8
 _BINDING = (b"forbidden", b"prompt")
 
 
@@ -86,7 +88,7 @@ def _list_words(command: str) -> list[list[str]]:
 def _ask_codex(words: list[str], files: list[str], environ: Mapping[str, str]) -> str:
     rules = [word for path in files for word in ("--rules", path)]
     try:
-        codex = processes.find_program("codex", environ)
+        codex = _find_codex(environ)
         done = subprocess.run(
             [codex, "execpolicy", "check", *rules, "--", *words],
             env=dict(environ),
@@ -104,6 +106,22 @@ def _ask_codex(words: list[str], files: list[str], environ: Mapping[str, str]) -
         raise _unknown()
     decision = said.get("decision", "allow")
     return decision if isinstance(decision, str) else "forbidden"
+
+
+def _find_codex(environ: Mapping[str, str]) -> str:
+    """The very Codex that called the hook, where the system tells; else the one on PATH."""
+    pid: int | None = os.getppid()
+    for _ in range(_ANCESTORS_MAX):
+        if pid is None or pid <= 1:
+            break
+        try:
+            program = os.readlink(f"/proc/{pid:d}/exe")
+        except OSError:
+            break
+        if os.path.basename(program) == "codex" and os.access(program, os.X_OK):
+            return program
+        pid = find_parent(pid)
+    return processes.find_program("codex", environ)
 
 
 def _unknown() -> RunCodeError:

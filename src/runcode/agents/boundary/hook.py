@@ -17,6 +17,7 @@ from runcode.agents.boundary import answers, requests
 from runcode.agents.boundary.decisions import DENY, Attached, Decision, decide_file_tool, decide_shell
 from runcode.cli.arguments import bare_parser
 from runcode.core.errors import RunCodeError
+from runcode.core.shell_text import find_lone_command
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 
     from runcode.agents.boundary.requests import Request
     from runcode.cli.context import Context
+    from runcode.client.attachments import Attachment
     from runcode.client.settings import Settings
 
-REFUSED = 2
 # Claude Code's Monitor runs a command in the background.
 _SHELL_TOOLS = ("Bash", "Monitor")
 
@@ -67,7 +68,12 @@ def _read_input() -> bytes:
 def _answer(request: Request, environ: Mapping[str, str]) -> str:
     if request.event == "session-start":
         _follow_session(request, environ)
-    found = find_attached(request, environ)
+    try:
+        found = find_attached(request, environ)
+    except RunCodeError:
+        if _is_way_out(request, environ):
+            return ""
+        raise
     if found is None:
         return ""
     key, attached, settings = found
@@ -81,6 +87,15 @@ def _answer(request: Request, environ: Mapping[str, str]) -> str:
     return ""
 
 
+def _is_way_out(request: Request, environ: Mapping[str, str]) -> bool:
+    """May this call mend what is in doubt? One plain call of ours, such as `runcode disconnect`; not `local`."""
+    command = request.tool_input.get("command")
+    if request.event != "pre-tool-use" or request.tool not in _SHELL_TOOLS or not isinstance(command, str):
+        return False
+    words = find_lone_command(command)
+    return words is not None and words[0] in _own_programs(environ) and words[1:2] != ["local"]
+
+
 def find_attached(request: Request, environ: Mapping[str, str]) -> tuple[str, Attached, Settings] | None:
     """(the session's key, what it is attached to, the settings that found it), or None.
 
@@ -91,16 +106,14 @@ def find_attached(request: Request, environ: Mapping[str, str]) -> tuple[str, At
     from runcode.core.names import DEFAULT_WORKDIR
 
     os.chdir(request.cwd)
+    elsewhere: Attachment | None = None
     for key, settings in _all_settings(request, environ):
-        broken = attachments.find_broken_record(settings)
-        if broken is not None:
-            raise RunCodeError(
-                "io_error",
-                f"{broken} cannot be read, so what is attached is unknown",
-                resolution="`runcode connect WS`",
-            )
+        records = attachments.list_records(settings)
         attachment = attachments.find_attachment(settings, shared=False)
         if attachment is None:
+            # Signed out, a folder's attachment is in doubt too; signed in elsewhere, it is of another time.
+            doubtful = [one for one in records if one.scope == "session" or settings.saved_base is None]
+            elsewhere = elsewhere or (doubtful[0] if doubtful else None)
             continue
         session = sessions.find_session(settings, attachment.workspace_id)
         attached = Attached(
@@ -110,6 +123,12 @@ def find_attached(request: Request, environ: Mapping[str, str]) -> tuple[str, At
             scope=attachment.scope,
         )
         return key, attached, settings
+    if elsewhere is not None:
+        raise RunCodeError(
+            "conflict",
+            f"{elsewhere.title} is attached here, at a server where you are not signed in",
+            resolution=f"`runcode login --api-base {elsewhere.api_base}`, or `runcode disconnect` with that option",
+        )
     return None
 
 
@@ -126,7 +145,7 @@ def _keys(request: Request, environ: Mapping[str, str]) -> list[str]:
     from runcode.client.settings import agent_key
 
     claude = request.session_id if request.client == "claude" else environ.get("CLAUDE_CODE_SESSION_ID")
-    codex = environ.get("CODEX_THREAD_ID") or environ.get("CODEX_SESSION_ID")
+    codex = environ.get("CODEX_SESSION_ID") or environ.get("CODEX_THREAD_ID")
     whole = agent_key(claude, request.session_id if request.client == "codex" else codex)
     return [whole, request.agent_session] if whole and whole != request.agent_session else [request.agent_session]
 

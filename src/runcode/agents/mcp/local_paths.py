@@ -24,6 +24,24 @@ _HINT = (
 )
 
 
+# What makes a folder a plugin's.
+_PLUGIN_MARKS = (".codex-plugin", ".claude-plugin")
+
+
+def find_agents_folder(cwd: str, parent_pid: int) -> str | None:
+    """Where the agent itself works, for a server that was started in its plugin's own folder; None to stay.
+
+    Codex finds a plugin's program only from there, and tells the project's folder nowhere. Only Linux can be asked.
+    """
+    if not any(os.path.isdir(os.path.join(cwd, mark)) for mark in _PLUGIN_MARKS):
+        return None
+    try:
+        found = os.readlink(f"/proc/{parent_pid:d}/cwd")
+    except OSError:
+        return None
+    return found if os.path.isdir(found) else None
+
+
 def require_local(path: str, environ: Mapping[str, str], cwd: str) -> str:
     """The path, made absolute. Raises `unsafe_path` for one outside of what was allowed."""
     absolute = os.path.join(cwd, path)

@@ -23,6 +23,7 @@ from runcode import __version__
 from runcode.agents.mcp import tools
 from runcode.agents.mcp.arguments import check_arguments
 from runcode.agents.mcp.calls import Calls
+from runcode.agents.mcp.local_paths import find_agents_folder
 from runcode.agents.mcp.results import render_result
 from runcode.agents.mcp.sessions import is_codex, parse_thread_id
 from runcode.agents.mcp.worker import describe
@@ -139,5 +140,8 @@ async def _heed_signals(calls: Calls) -> None:
 
 
 def main() -> int:
+    folder = find_agents_folder(os.getcwd(), os.getppid())
+    if folder is not None:
+        os.chdir(folder)
     anyio.run(serve)
     return 0

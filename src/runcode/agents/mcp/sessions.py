@@ -48,8 +48,11 @@ class Owner(Value):
 
 
 def parse_thread_id(client: str, meta: Mapping[str, object]) -> str:
-    """Codex's thread, empty when there is none. Only Codex's own field is believed, and only from Codex."""
-    thread_id = meta.get("threadId") if is_codex(client) else None
+    """Codex's session, empty when there is none. Only Codex's own fields are believed, and only from Codex.
+
+    A subagent has a thread of its own within the session of its parent, whose attachment counts.
+    """
+    thread_id = meta.get("sessionId", meta.get("threadId")) if is_codex(client) else None
     return thread_id if isinstance(thread_id, str) and _ID.fullmatch(thread_id) else ""
 
 
