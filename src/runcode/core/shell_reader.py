@@ -76,6 +76,7 @@ class Reader:
         self._pending: list[tuple[str, bool, bool]] = []
         self._ends_at_bracket = False
         self._is_timed = False
+        self._word_end = -1
         self._splits: list[int] = []
 
     def read(self) -> None:
@@ -146,7 +147,7 @@ class Reader:
 
     def _drop_descriptor(self, at: int) -> None:
         """`2>file`: the number belongs to the redirection."""
-        if at and self._words and self._text[at - 1] not in " \t\n" and self._text.endswith(self._words[-1].raw, 0, at):
+        if self._words and at == self._word_end:
             raw = self._words[-1].raw
             if len(raw) == 1 and raw in "0123456789":
                 self._words.pop()
@@ -198,6 +199,7 @@ class Reader:
         if not _has_plain_subscript(word.raw):
             raise Unclear
         self._words.append(word)
+        self._word_end = self._at
 
     def _end_command(self) -> None:
         if self._words or self._assignments or self._redirections:
@@ -206,7 +208,7 @@ class Reader:
             self._add(tuple(self._words[:split]), ())
             self._add(tuple(self._words[split:]), ())
         for at, word in enumerate(self._words):
-            if word.raw in RESERVED:
+            if word.raw in RESERVED and word.raw != "in":
                 # `for x do CMD`, `coproc N while CMD`, zsh's `if [[ … ]] CMD`: a command without an operator before it.
                 rest = self._words[at + 1 :]
                 while rest and is_assignment(rest[0].raw):

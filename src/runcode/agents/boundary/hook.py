@@ -51,7 +51,8 @@ def run(options: argparse.Namespace, context: Context) -> int:
         context.output.notice("runcode: the hook could not tell what is attached here; see `runcode doctor`")
         return 1
     if answer:
-        context.output.line(answer)
+        # Whole: JSON that is cut is none, and a client then runs what it asked about. It is plain ASCII.
+        context.output.raw(answer + "\n")
     return 0
 
 

@@ -73,7 +73,7 @@ class Places(Value):
             return True  # the search would come through it
         # What is not here was seen there.
         makes = tool in MAKING or tool == "apply_patch"
-        return not os.path.lexists(os.path.dirname(real) if makes else real)
+        return os.path.islink(real) or not os.path.exists(os.path.dirname(real) if makes else real)
 
     def guards(self, path: str) -> bool:
         """Is this one of our own folders, or in one?"""
