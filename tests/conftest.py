@@ -64,7 +64,7 @@ class _Gathering:
 
 
 # Asked before `pytest_configure`, so it stands in the module itself.
-@pytest.hookimpl(optionalhook=True)
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
 def pytest_xdist_auto_num_workers() -> int:
     return count_workers()
 
