@@ -62,9 +62,11 @@ class _Gathering:
     def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> SpreadScheduling:
         return SpreadScheduling(config, log)
 
-    @pytest.hookimpl(optionalhook=True)
-    def pytest_xdist_auto_num_workers(self) -> int:
-        return count_workers()
+
+# Asked before `pytest_configure`, so it stands in the module itself.
+@pytest.hookimpl(optionalhook=True, tryfirst=True)
+def pytest_xdist_auto_num_workers() -> int:
+    return count_workers()
 
 
 def pytest_configure(config: pytest.Config) -> None:

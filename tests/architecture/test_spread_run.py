@@ -155,6 +155,15 @@ def test_every_name_in_the_tables_is_a_test_of_ours(name: str) -> None:
     assert f"def {function or 'test_'}" in (ROOT / path).read_text()
 
 
+def test_auto_means_as_many_workers_as_we_say(tmp_path: Path) -> None:
+    for number in range(spread_run.count_workers() + 1):
+        (tmp_path / f"test_{number}.py").write_text("def test_it(): pass\n")
+    status, lines = run_pytest(tmp_path, "-n", "auto", "-v")
+    assert status == 0
+    # Each worker is given a unit at the start.
+    assert len(set(re.findall(r"^\[(gw\d+)\]", "\n".join(lines), re.MULTILINE))) == spread_run.count_workers()
+
+
 def test_units() -> None:
     assert spread_run.find_unit("tests/unit/x.py::test_a[b::c]") == "tests/unit/x.py"
     for path in spread_run.APART:

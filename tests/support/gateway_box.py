@@ -55,6 +55,11 @@ class Box:
         host_key_path.chmod(0o600)
         self.host_key_line = key.export_public_key("openssh").decode().strip()
 
+        # Never the home of whoever runs the tests: a bash that sshd starts reads its ~/.bashrc first. One that calls
+        # `pyenv init` costs each command 0.2 s, and many at once wait up to a minute for that program's lock.
+        self.home = folder / "home"
+        self.home.mkdir()
+
     def trust(self, principal: str) -> None:
         (self.folder / "ca.pub").write_text(self._ca_line + "\n")
         (self.folder / "principals").write_text(principal + "\n")
@@ -80,6 +85,7 @@ PrintMotd no
 PrintLastLog no
 LogLevel ERROR
 Subsystem sftp internal-sftp
+SetEnv HOME={self.home}
 {self._extra_config}
 """
         )

@@ -25,11 +25,34 @@ from xdist.workermanage import WorkerController
 from support.runtime_table import RuntimeTables
 
 # Tests that measure time or fill the machine: they run first, in one worker, while the others wait.
-ALONE: tuple[str, ...] = ()
+ALONE = (
+    "tests/adversarial/test_local_box_limits.py",
+    "tests/integration/test_gateway_cutting.py::test_a_transfer_dies_within_a_second",
+)
 # Long files whose tests share nothing but small fixtures: each function of theirs is a unit.
-APART: tuple[str, ...] = ()
+APART = (
+    "tests/integration/test_data_folder_edges.py",
+    "tests/acceptance/test_bad_input.py",
+    "tests/agents/test_hooks_wiring.py",
+)
 # What takes longest starts first, or one worker is left with it at the end.
-LONG: tuple[str, ...] = ()
+LONG = (
+    "tests/acceptance/test_ordinary_user.py",
+    "tests/adversarial/test_local_box_network.py",
+    "tests/contract/test_runtime_contract.py",
+    "tests/integration/test_cutting_end_to_end.py",
+    "tests/acceptance/test_kill_rounds.py",
+    "tests/acceptance/test_story.py",
+    "tests/acceptance/test_json_contract.py",
+    "tests/integration/test_gateway_events.py",
+    "tests/integration/test_client_mux.py",
+    "tests/acceptance/test_demo.py",
+    "tests/integration/test_data_folder_edges.py",
+    "tests/acceptance/test_bad_input.py",
+    "tests/agents/test_hooks_wiring.py",
+    "tests/agents/test_boundary.py",
+    "tests/agents/test_story.py",
+)
 
 _ALONE = "alone"
 _KEY = "runcode_run"
