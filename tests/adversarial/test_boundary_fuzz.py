@@ -229,3 +229,59 @@ def test_a_request_holds_what_its_types_say(changes: dict[str, Any]) -> None:
     assert isinstance(request.tool_input, dict)
     assert "\0" not in request.cwd
     assert request.agent_session.startswith("codex:")
+
+
+# ---------------------------------------------------------------- in doubt
+
+
+def garble(attached: Attached) -> None:
+    for record in (attached.home / ".cache/runcode/attachments").iterdir():
+        record.write_bytes(b"\0")
+
+
+def open_to_others(attached: Attached) -> None:
+    (attached.home / ".cache/runcode/attachments").chmod(0o777)
+
+
+def sign_in_elsewhere(attached: Attached) -> None:
+    attached.environ["RUNCODE_API_BASE"] = "https://elsewhere.example"
+    for record in (attached.home / ".cache/runcode/attachments").iterdir():
+        record.write_bytes(record.read_bytes().replace(b"https://app.runcode.io", b"https://third.example"))
+
+
+@pytest.mark.parametrize("doubt", [garble, open_to_others, sign_in_elsewhere])
+@pytest.mark.parametrize(
+    ("command", "passes"),
+    [
+        ("ls", False),
+        ("runcode exec -- ls", False),
+        ("runcode local -- ls", False),
+        ("runcode get x --out ../y", False),
+        ("runcode connect 7; ls", False),
+        ("runcode connect 7", True),
+        ("runcode disconnect --api-base https://third.example", True),
+    ],
+)
+def test_in_doubt_only_what_mends_it_passes(attached: Attached, doubt: Any, command: str, passes: bool) -> None:
+    doubt(attached)
+    said = json.dumps(attached.request(tool_input={"command": command})).encode()
+    status, stdout, stderr = attached.ask(said)
+    assert (status, stdout) == ((0, b"") if passes else (2, b"")), stderr
+    # A prompt goes through, and the model is told nothing that is not certain.
+    assert attached.ask(said, event="user-prompt-submit")[0] == 1
+
+
+def test_after_clear_the_same_process_keeps_its_attachment_and_another_gets_nothing(attached: Attached) -> None:
+    for pid, source, session, expected in (
+        (os.getpid(), "startup", "s", True),
+        (os.getpid(), "clear", "after", True),
+        (os.getppid(), "clear", "stranger", False),
+        (os.getpid(), "resume", "resumed", False),
+    ):
+        attached.environ["CLAUDE_PID"] = str(pid)
+        said = attached.request(session_id=session, source=source, hook_event_name="SessionStart")
+        status, stdout, stderr = attached.ask(json.dumps(said).encode(), event="session-start")
+        assert status == 0, stderr
+        assert (b"attached to the workspace box-7" in stdout) == expected, (source, stdout)
+        status, stdout, _ = attached.ask(json.dumps(attached.request(session_id=session)).encode())
+        assert (status, b"updatedInput" in stdout) == (0, expected)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # Claude Code's Monitor runs a command in the background.
 _SHELL_TOOLS = ("Bash", "Monitor")
+_MENDING = ("connect", "disconnect", "login", "list", "current", "status", "doctor", "help")
 
 
 def parse(words: list[str]) -> argparse.Namespace:
@@ -88,12 +89,12 @@ def _answer(request: Request, environ: Mapping[str, str]) -> str:
 
 
 def _is_way_out(request: Request, environ: Mapping[str, str]) -> bool:
-    """May this call mend what is in doubt? One plain call of ours, such as `runcode disconnect`; not `local`."""
+    """May this call mend what is in doubt, or tell of it? One plain call of a command that runs and copies nothing."""
     command = request.tool_input.get("command")
     if request.event != "pre-tool-use" or request.tool not in _SHELL_TOOLS or not isinstance(command, str):
         return False
     words = find_lone_command(command)
-    return words is not None and words[0] in _own_programs(environ) and words[1:2] != ["local"]
+    return words is not None and words[0] in _own_programs(environ) and " ".join(words[1:2]) in _MENDING
 
 
 def find_attached(request: Request, environ: Mapping[str, str]) -> tuple[str, Attached, Settings] | None:
