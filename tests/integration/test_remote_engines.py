@@ -139,6 +139,7 @@ DAMAGES = {
     "a name that the list lacks": tree_stream(listed=b"a\0"),
     "a name that the stream lacks": tree_stream(listed=b"a\0d/b\0c\0"),
     "a header that changed": tree_stream().replace(b"tree/a\0", b"tree/e\0", 1),
+    "a mode that changed": tree_stream().replace(b"0000644\0", b"0000666\0", 1),
     "a stream cut in a header": tree_stream()[:700],
     "a stream cut in a file": tree_stream()[:40_000],
     "nothing at all": b"",
