@@ -81,7 +81,9 @@ def decide_shell(
         return Decision(kind=DENY, reason="the tool call holds no command that could be placed on a machine")
     words = find_lone_command(command)
     if words is not None and words[0] in own_programs:
-        return _decide_own(request, words, load_rules(), forbids, places)
+        decided = _decide_own(request, words, load_rules(), forbids, places)
+        plain = decided.kind == PASS and words[1:2] == ["exec"] and "--workspace" not in words
+        return Decision(kind=PASS, note=_told(attached)) if plain else decided
     if words is not None and exemptions.cover_command(words):
         return Decision(kind=PASS, note="this ran on this laptop: the person exempted it")
     if words is None and _mentions_us(command, own_programs):
@@ -102,12 +104,16 @@ def decide_shell(
         return Decision(kind=DENY, reason=forbidden)
     rewritten = _render_exec(agent_session, attached, program, command)
     asking = find_matching(rules.ask, command)
-    note = f"ran on the workspace {attached.title} in {attached.workdir}, not on this laptop"
+    note = _told(attached)
     if asking is not None:
         return Decision(
             kind=ASK, reason=f"your rule {asking}; it would run on {attached.title}", command=rewritten, note=note
         )
     return Decision(kind=REWRITE, command=rewritten, note=note)
+
+
+def _told(attached: Attached) -> str:
+    return f"this runs on the workspace {attached.title} in {attached.workdir}, not on this laptop"
 
 
 def _decide_own(

@@ -14,7 +14,7 @@ import os
 import sys
 
 from runcode.agents.boundary import answers, requests
-from runcode.agents.boundary.decisions import DENY, Attached, Decision, decide_file_tool, decide_shell
+from runcode.agents.boundary.decisions import DENY, PASS, Attached, Decision, decide_file_tool, decide_shell
 from runcode.cli.arguments import bare_parser
 from runcode.core.errors import RunCodeError
 from runcode.core.shell_text import find_lone_command
@@ -199,7 +199,7 @@ def _decide(request: Request, key: str, attached: Attached, settings: Settings, 
 
             return find_forbidding(command, environ, request.cwd)
 
-        return decide_shell(
+        decision = decide_shell(
             request,
             attached,
             exemptions,
@@ -210,6 +210,9 @@ def _decide(request: Request, key: str, attached: Attached, settings: Settings, 
             forbids=forbids,
             places=places,
         )
+        # A plain `runcode exec` of the model's own goes where that variable says.
+        elsewhere = decision.kind == PASS and environ.get("RUNCODE_WORKSPACE")
+        return Decision(kind=PASS) if elsewhere else decision
     if request.tool in PATH_ARGUMENTS or request.tool == "apply_patch":
         return decide_file_tool(request, attached, places, list_paths(request))
     return Decision(
