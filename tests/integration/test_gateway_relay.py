@@ -74,7 +74,8 @@ async def test_half_close_the_box_answers_after_stdin_ended(client: Client) -> N
 async def test_a_pty_with_size_and_resize(scene: Scene, client: Client) -> None:
     async with connect_asyncssh(scene, client) as connection:
         process = await connection.create_process(
-            "stty size; trap 'stty size; exit 5' WINCH; while :; do sleep 0.05; done",
+            # The trap first: a size that changes before it stands would be lost, and the loop have no end.
+            "trap 'stty size; exit 5' WINCH; stty size; while :; do sleep 0.05; done",
             term_type="xterm",
             term_size=(101, 37),
         )
