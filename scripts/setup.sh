@@ -77,6 +77,12 @@ elif [ -n "$missing" ]; then
     esac
 fi
 
+# udev gives this device to everybody, and workspaces count on it; on a machine without udev it has the kernel's mode.
+if [ -c /dev/net/tun ] && [ "$(id -u)" = 0 ] && [ -z "$(find /dev/net/tun -perm -0666)" ]; then
+    say "making /dev/net/tun usable for everybody, as udev does: the network of workspaces needs it"
+    chmod 0666 /dev/net/tun || say "that failed: workspaces have no outbound network here"
+fi
+
 # ---------------------------------------------------------------- the interpreter
 # The system's own Python first: a workspace's user must be able to run it too.
 python=

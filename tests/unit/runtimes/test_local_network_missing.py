@@ -25,7 +25,10 @@ def test_a_missing_helper_and_a_missing_device_are_named_with_the_fix(
     with pytest.raises(machine.Obstacle, match="modprobe tun"):
         machine.find_network_helper()
     assert machine.may_have_network() is False
-    (tmp_path / "tun").touch()
+    (tmp_path / "tun").touch(0o600)
+    with pytest.raises(machine.Obstacle, match="chmod 666"):
+        machine.find_network_helper()
+    (tmp_path / "tun").chmod(0o666)
     assert machine.find_network_helper() == str(tmp_path / "slirp4netns")
 
 

@@ -100,6 +100,12 @@ def find_network_helper() -> str:
             f"boxes have no outbound network without {box_network.TUN_DEVICE}: modprobe tun, "
             "or give the container that device"
         )
+    # Boxes and their helpers are nobody special. udev gives the device this mode; the kernel alone does not.
+    if os.stat(box_network.TUN_DEVICE).st_mode & 0o006 != 0o006:
+        raise Obstacle(
+            f"boxes have no outbound network, since only root may open {box_network.TUN_DEVICE}: "
+            f"chmod 666 {box_network.TUN_DEVICE}, as udev does"
+        )
     return found
 
 
