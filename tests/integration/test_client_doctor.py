@@ -60,6 +60,9 @@ def test_a_healthy_machine(person: Person, plane: ControlPlane) -> None:
         "ssh_config",
         "status_line",
         "hooks",
+        "boundary",
+        "claude_rules",
+        "codex_rules",
     ]
     assert {status for status, _ in checks.values()} == {"ok"}, checks
     assert "OpenSSH_" in checks["openssh"][1]
@@ -272,3 +275,17 @@ def test_it_says_each_thing_as_it_knows_it(person: Person, plane: ControlPlane) 
         assert first.startswith(b"ok    openssh")
         running.kill()
         running.communicate()
+
+
+def test_what_is_exempt_from_the_boundary_and_whose_rules_bind(person: Person) -> None:
+    config = Path(person.environment["HOME"]) / ".config" / "runcode"
+    (config / "local.toml").write_text('commands = ["open"]\n')
+    claude = Path(person.environment["HOME"]) / ".claude"
+    claude.mkdir()
+    (claude / "settings.json").write_text('{"permissions": {"deny": ["Bash(git push:*)"]}}')
+    checks = examine(person)
+    assert checks["boundary"][0] == "warn"
+    assert "lets agents run here: open" in checks["boundary"][1]
+    assert "Bash(git push:*)" in checks["claude_rules"][1]
+    (config / "local.toml").write_text("commands = 7\n")
+    assert examine(person, healthy=False)["boundary"][0] == "fail"

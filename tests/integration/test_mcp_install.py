@@ -153,6 +153,7 @@ def ask(owner: Person, client: str, *words: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.agents
 def test_the_real_claude_code_knows_it_and_starts_it(owner: Person) -> None:
     assert install(owner, "claude")["changed"] is True
     assert install(owner, "claude")["changed"] is False
@@ -163,6 +164,7 @@ def test_the_real_claude_code_knows_it_and_starts_it(owner: Person) -> None:
     assert RUNCODE not in ask(owner, "claude", "list")
 
 
+@pytest.mark.agents
 def test_the_real_codex_knows_it(owner: Person) -> None:
     assert install(owner, "codex")["changed"] is True
     assert install(owner, "codex")["changed"] is False

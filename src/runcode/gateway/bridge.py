@@ -50,7 +50,10 @@ class Bridge:
         limits: RelayLimits,
         max_early_bytes: int,
         observer: RelayObserver | None = None,
+        explain: Callable[[str], None] | None = None,
     ) -> None:
+        """`explain` gets our words when the workspace leg ends by itself; it owes `tell_client` these or better ones."""
+        self._explain = explain
         self._legs: dict[Leg, RelayLeg] = {Leg.CLIENT: client}
         # Where a leg's packets go, once there are two: looked up once for each data packet.
         self._passes_to: dict[Leg, Callable[[bytes], None]] = {}
@@ -110,7 +113,17 @@ class Bridge:
         if reason:
             _log.info("connection %s: the %s leg ended: %s", self._name, side.value, reason)
         # The peer's own words stay here: a box must not talk to the person's terminal in our name.
-        self.finish(f"the {side.value} closed the connection")
+        shown = f"the {side.value} closed the connection"
+        if side is Leg.CLIENT or self._explain is None:
+            self.finish(shown)
+            return
+        self._note_end(shown)
+        self._legs[Leg.BOX].finish(shown)
+        self._explain(shown)
+
+    def tell_client(self, reason: str) -> None:
+        """End the client's leg, after what is queued for it, with these words."""
+        self._legs[Leg.CLIENT].finish(reason)
 
     def finish(self, reason: str) -> None:
         """End both legs after what is queued for each."""

@@ -31,6 +31,8 @@ from runcode.gateway.workspace_leg import WorkspaceDialer, WorkspaceUnreachable
 _log = logging.getLogger(__name__)
 
 ACCESS_ENDED = "access to this workspace has ended"
+# A client waits this long at most for the reason of its end.
+_EXPLAIN_S = 0.5
 TRY_AGAIN = "the gateway cannot check access just now: try again soon"
 
 
@@ -65,7 +67,9 @@ class GatewayConnection:
             limits=policy.relay,
             max_early_bytes=policy.max_early_bytes,
             observer=self._journal,
+            explain=self._find_out_why,
         )
+        self._look: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self._age_timer: asyncio.TimerHandle | None = None
 
@@ -114,6 +118,21 @@ class GatewayConnection:
                 box.cut("the client is gone")
                 self._bridge.finish("the workspace closed the connection")
 
+    def _find_out_why(self, shown: str) -> None:
+        """The box is gone by itself. Whoever stopped or deleted it has ended access too, and its end may come first."""
+        self._look = asyncio.create_task(self._explain(shown))
+
+    async def _explain(self, shown: str) -> None:
+        try:
+            async with asyncio.timeout(_EXPLAIN_S):
+                facts = await self._context.directory.load_admission_facts(self.offer.title, self.offer.key_fingerprint)
+            decision = may_continue(self.offer, facts, self._context.policy, opened_as=self.route)
+            if isinstance(decision, Refusal):
+                shown = ACCESS_ENDED
+        except Exception as error:  # then nobody knows more than that it is gone
+            _log.info("connection %s: its end cannot be explained: %s", self._name, type(error).__name__)
+        self._bridge.tell_client(shown)
+
     def cut(self, reason: str) -> None:
         """End both legs now. The client is told that access ended, not why."""
         _log.info("connection %s cut: %s", self._name, reason)
@@ -137,3 +156,5 @@ class GatewayConnection:
             self._age_timer.cancel()
         if cancel and self._task is not None:
             self._task.cancel()
+        if self._look is not None and self._look is not asyncio.current_task():
+            self._look.cancel()
