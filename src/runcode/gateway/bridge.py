@@ -52,7 +52,10 @@ class Bridge:
         observer: RelayObserver | None = None,
         explain: Callable[[str], None] | None = None,
     ) -> None:
-        """`explain` gets our words when the workspace leg ends by itself; it owes `tell_client` these or better ones."""
+        """`explain` gets our words when the workspace leg ends by itself; it owes `tell_client` those or better ones.
+
+        Without it the client is told them at once.
+        """
         self._explain = explain
         self._legs: dict[Leg, RelayLeg] = {Leg.CLIENT: client}
         # Where a leg's packets go, once there are two: looked up once for each data packet.
