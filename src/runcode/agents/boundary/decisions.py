@@ -12,6 +12,7 @@ import os
 
 from runcode.agents.boundary.requests import Request
 from runcode.agents.boundary.rules import Rules, allows_whole, find_matching
+from runcode.cli.arguments import split_command
 from runcode.core.shell_text import Unclear, find_lone_command, list_commands
 from runcode.core.values import Value
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 PASS, REWRITE, ASK, DENY = "pass", "rewrite", "ask", "deny"
 _INNER_COMMANDS = ("exec", "run", "local")
-_VALUE_OPTIONS = ("--api-base", "--token-file", "--token", "--workspace", "--timeout", "--agent-session")
 _INSTEAD = {
     "Read": "read it there with `runcode exec -- cat {path}` (or the RunCode tool `read`)",
     "Write": "write it there with the RunCode tool `write`, or `runcode exec -- 'cat > {path} <<\"END\"…'`",
@@ -154,20 +154,7 @@ def _find_inner(words: list[str]) -> str | None:
 
     if len(words) < 2 or words[1] not in _INNER_COMMANDS:
         return None
-    names, at = (1 if words[1] == "run" else 0), 2
-    while at < len(words):
-        word = words[at]
-        if word == "--":
-            at += 1
-            break
-        if word.startswith("-") and word != "-":
-            at += 2 if word in _VALUE_OPTIONS else 1
-        elif names:
-            names -= 1
-            at += 1
-        else:
-            break
-    inner = words[at:]
+    inner = split_command(words[2:], names=1 if words[1] == "run" else 0)[1]
     return inner[0] if len(inner) == 1 else join(inner)
 
 
