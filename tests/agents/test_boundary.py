@@ -8,6 +8,7 @@ list of programs (`run.executions`), not the client's word.
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 
@@ -217,6 +218,25 @@ def test_with_the_box_down_nothing_runs_here(laptop: AgentLaptop, agent_service:
         for title in (TITLE, OTHER):
             agent_service.operator("workspace", "start", title)
     assert model.results[-1].is_error
+    assert not made_here(laptop)
+    assert not any("made.txt" in line for line in ran_here(again))
+
+
+@LONG
+@pytest.mark.parametrize("way", ["claude", "codex"])
+def test_with_the_server_down_nothing_runs_here(laptop: AgentLaptop, agent_service: Service, way: str) -> None:
+    """No session is left that would do without it, and none can be had."""
+    _, run = play(laptop, way, [attach(laptop, way), say(way, "echo once")])
+    for session in (laptop.home / ".cache/runcode").glob("ws-?"):
+        shutil.rmtree(session)
+    agent_service.stop()
+    try:
+        options = {} if way == "codex" else {"allow": ["Bash"]}
+        model, again = play(laptop, way, [say(way, LOOK)], resume=run.session_id, **options)
+    finally:
+        agent_service.start()
+    assert "network" in model.results[-1].text
+    assert "42" not in model.results[-1].text
     assert not made_here(laptop)
     assert not any("made.txt" in line for line in ran_here(again))
 
