@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import socket
@@ -41,18 +42,19 @@ def init(tmp_path: Path) -> Iterator[Init]:
     lifeline_read, lifeline = os.pipe()
     status, status_write = os.pipe()
     (tmp_path / "log").touch()
-    sources = (listener.fileno(), lifeline_read, status_write)
+    # High first: a number that the init expects may be one that still has to be copied.
+    given = (listener.fileno(), lifeline_read, status_write)
+    sources = tuple(fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 100) for descriptor in given)
     # bash puts the descriptors at the numbers that the init expects.
-    place = " ".join(f"{target}<&{source}" for target, source in zip((23, 24, 25), sources, strict=True))
-    move = "3<&23 4<&24 5>&25 23<&- 24<&- 25<&-"
+    move = " ".join(f"{target}<&{source} {source}<&-" for target, source in zip((3, 4, 5), sources, strict=True))
     bwrap = "bwrap --bind / / --unshare-user --unshare-pid --proc /proc --dev /dev"
-    script = f"exec {place}; exec {bwrap} /usr/bin/python3 -I -S {_INIT} /usr/bin/cat {move} 2>>{tmp_path}/log"
+    script = f"exec {bwrap} /usr/bin/python3 -I -S {_INIT} /usr/bin/cat {move} 2>>{tmp_path}/log"
     process = subprocess.Popen(
         ["bash", "-c", script], pass_fds=sources, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
     listener.close()
-    os.close(lifeline_read)
-    os.close(status_write)
+    for descriptor in (lifeline_read, status_write, *sources):
+        os.close(descriptor)
     made = Init(process, lifeline, status, tmp_path / "s")
     yield made
     # The namespace's pid 1 first: with the lifeline broken nothing else would end it.
