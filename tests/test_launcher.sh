@@ -35,10 +35,10 @@ for program in cat chmod cp curl env find grep gzip head ls mkdir mv readlink rm
     ln -s "$(command -v "$program")" "$tools/$program"
 done
 plugin="$T/$odd/plugin"
-mkdir -p "$plugin/bin" "$T/$odd/work"
+mkdir -p "$plugin/bin" "$T/$odd/checkout"
 cp "$root/plugin/bin/runcode" "$plugin/bin/runcode"
 echo v1.2.3 >"$plugin/bin/RUNCODE_VERSION"
-cd "$T/$odd/work" || exit 1
+cd "$T/$odd/checkout" || exit 1
 sum_of() { sha256sum <"$1" | sed 's/ .*//'; }
 
 # A release in dist: a `runcode` that tells how it was called and what its neighbour says, and that neighbour.
@@ -503,16 +503,16 @@ cases() {
     try PATH= -- p
     refuses "an empty PATH" missing_program ""
     fresh
-    mkdir -p "$T/$odd/work/bin"
+    mkdir -p "$T/$odd/checkout/bin"
     for program in curl tar gzip sha256sum uname mv runcode; do
-        printf '#!/bin/sh\necho "the project ran" >>"%s"\n' "$T/ran" >"$T/$odd/work/bin/$program"
-        chmod 755 "$T/$odd/work/bin/$program"
-        cp "$T/$odd/work/bin/$program" "$T/$odd/work/$program"
+        printf '#!/bin/sh\necho "the project ran" >>"%s"\n' "$T/ran" >"$T/$odd/checkout/bin/$program"
+        chmod 755 "$T/$odd/checkout/bin/$program"
+        cp "$T/$odd/checkout/bin/$program" "$T/$odd/checkout/$program"
     done
-    try "PATH=$T/$odd/work/bin:bin:.::$tools" -- p
+    try "PATH=$T/$odd/checkout/bin:bin:.::$tools" -- p
     check "no program of the working folder is run" started " [p]"
     [ ! -e "$T/ran" ] || not_ok "it was"
-    rm -rf "$T/$odd/work/"* "$T/ran"
+    rm -rf "$T/$odd/checkout/"* "$T/ran"
 
     # -------- a runcode of the person's own
     fresh
@@ -554,11 +554,11 @@ cases() {
     check "not a link to an older one in the cache" started " [i]"
     fresh
     mkdir -p "$T/home/linked"
-    cp "$T/$odd/own" "$T/$odd/work/evil" && ln -s "$T/$odd/work/evil" "$T/home/linked/runcode"
-    ln -s "$T/$odd/work" "$T/home/folder" && cp "$T/$odd/own" "$T/$odd/work/runcode"
+    cp "$T/$odd/own" "$T/$odd/checkout/evil" && ln -s "$T/$odd/checkout/evil" "$T/home/linked/runcode"
+    ln -s "$T/$odd/checkout" "$T/home/folder" && cp "$T/$odd/own" "$T/$odd/checkout/runcode"
     try "PATH=$tools:$T/home/linked:$T/home/folder" -- i
     check "not one that leads into the working folder" started " [i]"
-    rm -rf "$T/$odd/work/"*
+    rm -rf "$T/$odd/checkout/"*
     fresh
     printf '' >"$T/own/runcode"
     try "PATH=$tools:$T/own" -- i

@@ -232,15 +232,15 @@ def _read_token_file(path: str, stdin: BinaryIO | None) -> str:
 
 
 def _agent(environ: Mapping[str, str]) -> tuple[str | None, bool]:
-    """Which agent session this is. One agent started by another has both names, and both make its key.
-
-    A subagent of Codex has a thread of its own, and its parent's session.
-    """
-    codex = environ.get("CODEX_SESSION_ID") or environ.get("CODEX_THREAD_ID")
-    claude = environ.get("CLAUDE_CODE_SESSION_ID")
-    key = agent_key(claude, codex)
+    """Which agent session this is. One agent started by another has both names, and both make its key."""
+    key = agent_key(environ.get("CLAUDE_CODE_SESSION_ID"), find_codex_session(environ))
     marked = any(environ.get(name) for name in ("CLAUDECODE", "CURSOR_TRACE_ID", "CURSOR_AGENT", "GEMINI_CLI"))
     return key, key is not None or marked
+
+
+def find_codex_session(environ: Mapping[str, str]) -> str | None:
+    """A subagent of Codex has a thread of its own, and its parent's session: that one counts."""
+    return environ.get("CODEX_SESSION_ID") or environ.get("CODEX_THREAD_ID")
 
 
 def agent_key(claude: str | None, codex: str | None) -> str | None:
@@ -255,7 +255,7 @@ def _client_name(environ: Mapping[str, str]) -> str:
     named = environ.get("RUNCODE_CLIENT")
     if named:
         return "".join(c for c in named if c.isascii() and c.isprintable())[: names.CLIENT_NAME_MAX] or "cli"
-    if environ.get("CODEX_THREAD_ID") or environ.get("CODEX_SESSION_ID"):
+    if find_codex_session(environ):
         return "codex"
     if environ.get("CLAUDECODE") or environ.get("CLAUDE_CODE_SESSION_ID"):
         return "claude-code"

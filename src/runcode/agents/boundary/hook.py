@@ -49,7 +49,7 @@ def run(options: argparse.Namespace, context: Context) -> int:
         if options.event == "pre-tool-use":
             raise
         # Exit status 2 would throw the person's prompt away.
-        context.output.notice("runcode: the hook could not tell what is attached here; see `runcode doctor`")
+        context.output.notice("the hook could not tell what is attached here; see `runcode doctor`")
         return 1
     if answer:
         # Whole: JSON that is cut is none, and a client then runs what it asked about. It is plain ASCII.
@@ -83,9 +83,7 @@ def _answer(request: Request, environ: Mapping[str, str]) -> str:
         return answers.render_context(request, answers.describe_start(attached, program))
     if request.event == "user-prompt-submit":
         return answers.render_context(request, answers.describe_briefly(attached))
-    if request.event == "pre-tool-use":
-        return answers.render_decision(request, _decide(request, key, attached, settings, program))
-    return ""
+    return answers.render_decision(request, _decide(request, key, attached, settings, program))
 
 
 def _is_way_out(request: Request, environ: Mapping[str, str]) -> bool:
@@ -143,11 +141,10 @@ def _all_settings(request: Request, environ: Mapping[str, str]) -> Iterator[tupl
 
 
 def _keys(request: Request, environ: Mapping[str, str]) -> list[str]:
-    from runcode.client.settings import agent_key
+    from runcode.client.settings import agent_key, find_codex_session
 
     claude = request.session_id if request.client == "claude" else environ.get("CLAUDE_CODE_SESSION_ID")
-    codex = environ.get("CODEX_SESSION_ID") or environ.get("CODEX_THREAD_ID")
-    whole = agent_key(claude, request.session_id if request.client == "codex" else codex)
+    whole = agent_key(claude, request.session_id if request.client == "codex" else find_codex_session(environ))
     return [whole, request.agent_session] if whole and whole != request.agent_session else [request.agent_session]
 
 
