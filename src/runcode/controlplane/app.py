@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from runcode.controlplane.edge import Edge, install_error_answers
 from runcode.controlplane.plane import ControlPlane
-from runcode.controlplane.routes import api, cli_login, device_login, pages, sign_in
+from runcode.controlplane.routes import api, cli_login, device_login, oidc_login, pages, sign_in
 
 
 def make_app(plane: ControlPlane) -> FastAPI:
@@ -19,6 +19,7 @@ def make_app(plane: ControlPlane) -> FastAPI:
     app.state.plane = plane
     app.include_router(api.router)
     app.include_router(sign_in.router)
+    app.include_router(oidc_login.router)
     app.include_router(cli_login.router)
     app.include_router(cli_login.api)
     app.include_router(device_login.router)

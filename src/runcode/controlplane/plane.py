@@ -21,6 +21,9 @@ from runcode.controlplane.services.browser_logins import BrowserLogins
 from runcode.controlplane.services.certificates import Certificates, load_authorities
 from runcode.controlplane.services.device_logins import DeviceLogins
 from runcode.controlplane.services.events import Events
+from runcode.controlplane.services.identities import Identities
+from runcode.controlplane.services.oidc import OidcSignIns
+from runcode.controlplane.services.oidc_records import OidcPolicy, OidcSettings
 from runcode.controlplane.services.proofs import Proofs
 from runcode.controlplane.services.sessions import SessionPolicy, Sessions, SshEndpointHolder
 from runcode.controlplane.services.sign_in_links import SignInLinks
@@ -41,6 +44,8 @@ class ControlPlaneSettings:
     public_url: str | None = None
     sessions: SessionPolicy = field(default_factory=SessionPolicy)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
+    oidc: OidcSettings | None = None
+    oidc_policy: OidcPolicy = field(default_factory=OidcPolicy)
 
 
 class ControlPlane:
@@ -63,6 +68,8 @@ class ControlPlane:
         self.sign_in_links = SignInLinks(store, clock, self.web_sessions)
         self.browser_logins = BrowserLogins(store, clock, self.tokens, self.proofs)
         self.device_logins = DeviceLogins(store, clock, self.tokens, self.proofs)
+        self.identities = Identities(store, clock, self.users)
+        self.oidc_sign_ins = None if settings.oidc is None else self._make_oidc(settings.oidc)
         self.workspaces = Workspaces(store, clock)
         self.sessions = Sessions(store, clock, self.ssh_endpoint, settings.sessions)
         self.admission = Admission(store, clock)
@@ -93,6 +100,19 @@ class ControlPlane:
             await store.close()
             raise
 
+    @property
+    def provider_name(self) -> str | None:
+        """What people call the OpenID provider; None where there is none."""
+        return None if self.settings.oidc is None else self.settings.oidc.name
+
+    def _make_oidc(self, settings: OidcSettings) -> OidcSignIns:
+        # Authlib and httpx take 0.2 s to import, and most processes have nobody to speak to.
+        from runcode.controlplane.services.oidc_provider import OidcProvider
+
+        provider = OidcProvider(settings, self.clock)
+        policy = self.settings.oidc_policy
+        return OidcSignIns(self.store, self.clock, self.web_sessions, self.identities, self.proofs, provider, policy)
+
     async def initialise(self, admin_email: str) -> InitialAccess | None:
         """At the first start: an admin and a token. None when there are users already."""
         return await initialise(self.store, self.users, self.tokens, admin_email=admin_email)
@@ -101,4 +121,6 @@ class ControlPlane:
         await self.retention.close()
         await self.tokens.close()
         await self.web_sessions.close()
+        if self.oidc_sign_ins is not None:
+            await self.oidc_sign_ins.provider.close()
         await self.store.close()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 from typing import Final
+from urllib.parse import urlencode
 
 from runcode.controlplane.services.device_logins import DeviceRequest
 from runcode.controlplane.services.login_requests import LoginRequest
@@ -82,10 +83,8 @@ def render_sign_in(
     elsewhere = (
         ""
         if provider is None
-        else f"""<form method="post" action="{OIDC_START_PATH}">
-{_hidden(("next", next_path), ("proof", proof))}
-<div class="choices"><button type="submit">Sign in with {escape(provider)}</button></div>
-</form>
+        else f"""<p><a class="button" href="{OIDC_START_PATH}?{escape(urlencode({"next": next_path}))}">Sign in with
+{escape(provider)}</a></p>
 <p class="note">Or with a password of this server:</p>"""
     )
     return render_page(
