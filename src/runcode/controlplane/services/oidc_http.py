@@ -81,15 +81,14 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         return addresses[0]
 
 
-def make_client_options(transport: httpx.AsyncBaseTransport) -> dict[str, object]:
-    """For `httpx.AsyncClient` and what is built on it."""
-    return {
-        "transport": transport,
-        "timeout": _TIMEOUT,
-        "follow_redirects": False,
-        "trust_env": False,
-        "headers": {"Accept-Encoding": "identity", "Accept": "application/json"},
-    }
+def make_client(transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        transport=transport,
+        timeout=_TIMEOUT,
+        follow_redirects=False,
+        trust_env=False,
+        headers={"Accept-Encoding": "identity", "Accept": "application/json"},
+    )
 
 
 def require_provider_url(raw_url: object, *, issuer_host: str) -> str:
