@@ -21,6 +21,7 @@ import time
 from runcode.core import wire
 from runcode.core.bundle import ConnectionBundle, parse_bundle
 from runcode.core.errors import RunCodeError
+from runcode.core.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +37,15 @@ CALL_TIMEOUT_S = 20.0
 # One silent byte at a time could otherwise hold a call for ever.
 REPLY_TIMEOUT_S = 60.0
 REDIRECTS_MAX = 3
+_DEVICE_REFUSALS = frozenset(("authorization_pending", "slow_down", "access_denied", "expired_token"))
+
+
+class DeviceAnswer(Value):
+    """A poll of a device's sign-in: the token, or the server's word for why there is none yet (RFC 8628 §3.5)."""
+
+    token: str | None
+    untrusted_email: str
+    refusal: str | None
 
 
 class Api:
@@ -50,7 +60,7 @@ class Api:
         timeout_s: float = CALL_TIMEOUT_S,
         certificates: bool = True,
     ) -> None:
-        """Without a token only `redeem_code` makes sense. `certificates`: may a mint answer with one?
+        """Without a token only the calls that sign in make sense. `certificates`: may a mint answer with one?
 
         `server_date` is the last reply's Date header, as it came.
         """
@@ -112,16 +122,37 @@ class Api:
             raise RunCodeError("http_error", wire.find_error_message(body) or "the server sent no token")
         return token, email if isinstance(email, str) else ""
 
+    def start_device_login(self, *, client: str, machine: str) -> object:
+        """The codes for a machine without a browser, as the server sent them (RFC 8628 §3.2)."""
+        return self._call("POST", "/auth/device", {"client": client, "machine": machine})
+
+    def redeem_device_code(self, device_code: str) -> DeviceAnswer:
+        """Where that sign-in stands. Raises `http_error` for an answer of no known kind."""
+        body = self._call("POST", "/auth/device-token", {"device_code": device_code}, refusals=_DEVICE_REFUSALS)
+        fields = body if isinstance(body, dict) else {}
+        token, email, error = fields.get("token"), fields.get("email"), fields.get("error")
+        refusal = error if isinstance(error, str) else None
+        if refusal is None and not isinstance(token, str):
+            raise RunCodeError("http_error", wire.find_error_message(body) or "the server sent no token")
+        return DeviceAnswer(
+            token=token if refusal is None else None,
+            untrusted_email=email if isinstance(email, str) else "",
+            refusal=refusal,
+        )
+
     def revoke_token(self) -> None:
         """End this very token on the server. Raises `not_found` where the server has no such call."""
         self._call("POST", "/auth/revoke", {})
 
-    def _call(self, method: str, path: str, request: object = None) -> object:
+    def _call(
+        self, method: str, path: str, request: object = None, *, refusals: frozenset[str] = frozenset()
+    ) -> object:
+        """The body of a success; also of a 400 whose `error` is one of `refusals`."""
         target = wire.API_PREFIX + path
         for _ in range(REDIRECTS_MAX + 1):
             status, location, raw_reply = self._exchange(method, target, request)
             if status not in (301, 302, 303, 307, 308):
-                return self._parse(status, raw_reply)
+                return self._parse(status, raw_reply, refusals)
             target = self._same_origin_target(location)
             if status not in (307, 308) and method != "GET":
                 # 301 to 303 would turn a mint into a GET; no honest server does that here.
@@ -183,11 +214,18 @@ class Api:
         tunnel.set_tunnel(authority, headers=proxy[1])
         return tunnel
 
-    def _parse(self, status: int, raw_reply: bytes) -> object:
+    def _parse(self, status: int, raw_reply: bytes, refusals: frozenset[str]) -> object:
         try:
             body = json.loads(raw_reply, object_pairs_hook=_read_object)
         except (ValueError, RecursionError):
             body = None
+        if (
+            status == 400
+            and isinstance(body, dict)
+            and isinstance(body.get("error"), str)
+            and body["error"] in refusals
+        ):
+            return body
         if not 200 <= status < 300:
             raise wire.error_from_response(status, body)
         if body is None:
