@@ -1,0 +1,72 @@
+"""Templates into pages: the one place that turns values into HTML. Pure, but for reading its own files once.
+
+Called by the page routes, which hand over records as services gave them.
+
+Threat: titles, names, commands, reasons and error texts that are markup, that hide
+or reorder what stands beside them (bidi controls), or that carry control bytes; a
+page that loads or runs anything from elsewhere.
+Guarantee: every value that a template prints goes through `_shown` (only printable
+characters come out, a newline and a tab apart) and is escaped; no template says
+`safe`, and a name that it does not know is an error. The policy sent along forbids
+inline code and style, so that what slips through does nothing.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from runcode.controlplane.console import wording
+from runcode.controlplane.console.static_files import find_address
+from runcode.core.terminal import printable_text
+
+if TYPE_CHECKING:
+    import jinja2
+
+_TEMPLATES: Final = Path(__file__).with_name("templates")
+
+
+def render(template: str, **values: Any) -> str:
+    """The page or part that `template` is, with `values` as its names."""
+    return _load_environment().get_template(template).render(values)
+
+
+def content_policy(*, form_action: str = "'self'") -> str:
+    """Only our own style, script and pictures; forms go to `form_action`, which browsers also hold against redirects.
+
+    `require-trusted-types-for`: text becomes markup only by the one policy of console.js, and never a script.
+    """
+    return (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
+        f"form-action {form_action}; frame-ancestors 'none'; base-uri 'none'; "
+        "require-trusted-types-for 'script'; trusted-types default"
+    )
+
+
+@cache
+def _load_environment() -> jinja2.Environment:
+    # Not at import: a server that shows no page never pays for it.
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    environment.globals["asset"] = find_address
+    environment.filters.update(wording.FILTERS)
+    return environment
+
+
+def _shown(value: Any) -> Any:
+    """What a template prints, made fit to be read. Markup is only what our own templates have rendered before."""
+    if value is None:
+        return ""
+    if type(value) is str:
+        return printable_text(value)
+    return value
