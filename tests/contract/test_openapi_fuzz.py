@@ -43,7 +43,7 @@ _REVOKES = "/api/rc/auth/revoke"
 
 
 class Backstage:
-    """An event loop in a thread of its own, with a control plane and its app: Hypothesis's tests are plain functions."""
+    """A control plane and its app on an event loop in another thread: Hypothesis's tests are plain functions."""
 
     def __init__(self, folder: Path) -> None:
         self._loop = asyncio.new_event_loop()

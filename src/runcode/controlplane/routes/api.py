@@ -99,6 +99,7 @@ async def mint_session(raw_id: str, request: Request, plane: Plane, caller: Auth
         raw_ttl=body.get("ttl"),
         raw_client=body.get("client"),
     )
+    plane.metrics.count_mint()
     return {"error": False, "bundle": render_bundle(grant)}
 
 

@@ -100,9 +100,12 @@ async def sign_in(request: Request) -> Response:
         )
     except RunCodeError as error:
         if error.code not in ("unauthorized", "rate_limited"):
+            plane.metrics.count_sign_in("password", "error")
             raise
+        plane.metrics.count_sign_in("password", "refused" if error.code == "unauthorized" else error.code)
         problem = f"{error.message}: {error.resolution}"
         return _sign_in(plane, asked, cookies.visit, email=email[:254], problem=problem, status=error.kind.http_status)
+    plane.metrics.count_sign_in("password", "ok")
     # A new value: one that somebody planted before the password was given must not be signed in by it.
     cookies.visit, cookies.device = found.visit, found.device
     response = RedirectResponse(f"{login_pages.LOGIN_PATH}?{urlencode(asked.pairs)}", 303)

@@ -12,7 +12,7 @@ the document. How to document a route:
         \"\"\"One sentence for the reader of the document.\"\"\"
 
 The statuses are those that the route's own rules answer. `ALWAYS` stand in every
-operation by themselves, and 401 in each that is not `public=True`. What a route
+operation by themselves, and 401 and 403 in each that is not `public=True`. What a route
 reads from the query by itself is told with `query=(…)`, see `query_parameter`.
 """
 
@@ -166,7 +166,7 @@ class Alive(Shape):
 
 
 class Readiness(Shape):
-    """`reasons` names what is not ready: `database`, `migrations`, `gateway_feed`, `reconciler`, `draining`."""
+    """`reasons` names what is not ready: `database`, `migrations`, `gateway_feed`, `reconciler`, `draining`, …"""
 
     ready: bool
     reasons: list[str] = Field(examples=[[]])
@@ -200,7 +200,7 @@ def answers(
     `statuses` are refusals with the wire's error body; `also` are other answers with models
     of their own; `takes` is its JSON body; `public` routes need no token.
     """
-    refused = sorted({*statuses, *ALWAYS, *(() if public else (401,))} - set(also or ()))
+    refused = sorted({*statuses, *ALWAYS, *(() if public else (401, 403))} - set(also or ()))
     responses: dict[int, dict[str, Any]] = {200: {"model": says, "description": _EXPLAINED[200]}}
     responses |= {status: {"model": ErrorAnswer, "description": _EXPLAINED[status]} for status in refused}
     responses |= {status: {"model": model, "description": _EXPLAINED[status]} for status, model in (also or {}).items()}
