@@ -7,19 +7,36 @@ from __future__ import annotations
 
 from fastapi import FastAPI
 
-from runcode.controlplane.edge import Edge, install_error_answers
+from runcode.controlplane.edge import Edge, EdgeSettings, install_error_answers
 from runcode.controlplane.plane import ControlPlane
-from runcode.controlplane.routes import api, cli_login, pages
+from runcode.controlplane.routes import api, cli_login, docs, metrics, pages
 
 
-def make_app(plane: ControlPlane) -> FastAPI:
-    """An ASGI app. The plane is the caller's to close."""
+def make_app(plane: ControlPlane, settings: EdgeSettings | None = None, *, metrics_token: str | None = None) -> FastAPI:
+    """An ASGI app. The plane is the caller's to close. `metrics_token` opens `/metrics`; without it there is none."""
+    settings = settings or EdgeSettings(metrics=plane.metrics)
     # Its own pages of documentation load scripts from elsewhere.
     app = FastAPI(title="RunCode", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.plane = plane
+    app.state.limits = settings.limits
     app.include_router(api.router)
     app.include_router(cli_login.router)
+    app.include_router(docs.router)
     app.include_router(pages.router)
-    install_error_answers(app)
-    app.add_middleware(Edge)
+    app.include_router(pages.health_router)
+    if metrics_token is not None:
+        app.include_router(metrics.make_router(plane, metrics_token))
+    install_error_answers(app, settings)
+    app.add_middleware(Edge, settings=settings)
+    return app
+
+
+def make_metrics_app(plane: ControlPlane, settings: EdgeSettings, *, metrics_token: str | None) -> FastAPI:
+    """What `--metrics HOST:PORT` serves: `/metrics` and whether the server lives and is ready; nothing else."""
+    app = FastAPI(title="RunCode", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    app.state.plane = plane
+    app.include_router(metrics.make_router(plane, metrics_token))
+    app.include_router(pages.health_router)
+    install_error_answers(app, settings)
+    app.add_middleware(Edge, settings=settings)
     return app

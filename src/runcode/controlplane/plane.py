@@ -14,10 +14,13 @@ import argon2
 
 from runcode.controlplane.changes import ChangeFeed
 from runcode.controlplane.clock import Clock, SystemClock
+from runcode.controlplane.metrics import Metrics
+from runcode.controlplane.readiness import Readiness
 from runcode.controlplane.retention import Retention, RetentionPolicy
 from runcode.controlplane.services.admission import Admission
 from runcode.controlplane.services.bootstrap import InitialAccess, initialise
 from runcode.controlplane.services.browser_logins import BrowserLogins
+from runcode.controlplane.services.census import Census
 from runcode.controlplane.services.certificates import Certificates, load_authorities
 from runcode.controlplane.services.events import Events
 from runcode.controlplane.services.sessions import SessionPolicy, Sessions, SshEndpointHolder
@@ -48,6 +51,9 @@ class ControlPlane:
         self.settings = settings
         self.clock = clock
         self.store = store
+        self.metrics = Metrics(Census(store).count_workspaces)
+        store.on_write = self.metrics.observe_write
+        self.readiness = Readiness(store)
         self.ssh_endpoint = SshEndpointHolder()
         self.users = Users(store, clock, hasher)
         self.tokens = Tokens(store, clock)

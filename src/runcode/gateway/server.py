@@ -42,12 +42,16 @@ EMBEDDED = "embedded"
 
 @dataclass(frozen=True)
 class GatewayHealth:
-    """`feed_age_s` is infinite while the change feed has never spoken."""
+    """`feed_age_s` is infinite while the change feed has never spoken; bytes and drops are since the start."""
 
     live_connections: int
     strangers: int
     feed_age_s: float
     feed_is_fresh: bool
+    bytes_to_boxes: int
+    bytes_to_clients: int
+    events_waiting: int
+    events_dropped: int
 
 
 class GatewayServer:
@@ -141,11 +145,16 @@ class GatewayServer:
 
     def health(self) -> GatewayHealth:
         age = self._watcher.feed_age_s
+        to_boxes, to_clients = self._registry.carried
         return GatewayHealth(
             live_connections=len(self._registry),
             strangers=len(self._lobby),
             feed_age_s=age,
             feed_is_fresh=age <= self._policy.feed_silence_s,
+            bytes_to_boxes=to_boxes,
+            bytes_to_clients=to_clients,
+            events_waiting=self._recorder.waiting,
+            events_dropped=self._recorder.dropped_in_all,
         )
 
     def find_use(self, workspace_id: int) -> WorkspaceUse:

@@ -31,6 +31,7 @@ from runcode.controlplane.routes.browser_io import (
     source_of,
 )
 from runcode.controlplane.routes.request_io import Plane, plane_of, read_json_object
+from runcode.controlplane.routes.shapes import CodeRequest, TokenAnswer, answers
 from runcode.controlplane.services.browser_logins import SIGNED_IN_S
 from runcode.controlplane.services.login_requests import LoginRequest, parse_login_request
 from runcode.core import wire
@@ -99,9 +100,12 @@ async def sign_in(request: Request) -> Response:
         )
     except RunCodeError as error:
         if error.code not in ("unauthorized", "rate_limited"):
+            plane.metrics.count_sign_in("password", "error")
             raise
+        plane.metrics.count_sign_in("password", "refused" if error.code == "unauthorized" else error.code)
         problem = f"{error.message}: {error.resolution}"
         return _sign_in(plane, asked, cookies.visit, email=email[:254], problem=problem, status=error.kind.http_status)
+    plane.metrics.count_sign_in("password", "ok")
     # A new value: one that somebody planted before the password was given must not be signed in by it.
     cookies.visit, cookies.device = found.visit, found.device
     response = RedirectResponse(f"{login_pages.LOGIN_PATH}?{urlencode(asked.pairs)}", 303)
@@ -129,8 +133,9 @@ async def answer(request: Request) -> Response:
     return cookies.keep(RedirectResponse(url, 303))
 
 
-@router.post(f"{wire.API_PREFIX}/auth/cli-token")
+@router.post(f"{wire.API_PREFIX}/auth/cli-token", **answers(TokenAnswer, 403, takes=CodeRequest, public=True))
 async def redeem(request: Request, plane: Plane) -> dict[str, object]:
+    """A browser login's one-time code, with its verifier → a token."""
     body = await read_json_object(request)
     made = await plane.browser_logins.redeem(body.get("code"), body.get("code_verifier"))
     return {"error": False, "token": made.plaintext, "email": made.record.user_email}

@@ -1,4 +1,4 @@
-"""What a person or a monitor sees without an account: the front page, its style, and whether the server lives."""
+"""What a person or a monitor sees without an account: the front page, its style, how the server is."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from html import escape
 from pathlib import Path
 
 from fastapi import APIRouter
-from fastapi.responses import HTMLResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 
 from runcode.controlplane.routes.browser_io import html_response
 from runcode.controlplane.routes.login_pages import STYLE_PATH, render_page
 from runcode.controlplane.routes.request_io import Plane
+from runcode.controlplane.routes.shapes import Alive, Readiness, answers
 
 router = APIRouter()
+health_router = APIRouter()
 
 _FRONT = """<h1>Workspaces for coding agents</h1>
 <p>This server lets coding agents work on remote workspaces over SSH, without ever holding a long-lived key.</p>
@@ -37,11 +39,17 @@ async def style() -> Response:
     return Response(_load_style(), media_type="text/css")
 
 
-@router.get("/healthz")
-async def healthz(plane: Plane) -> dict[str, object]:
-    """Answers while the database can be read; otherwise its error, with its status."""
-    await plane.store.ping()
+@health_router.get("/healthz", **answers(Alive, public=True))
+async def healthz() -> dict[str, object]:
+    """Is the process alive? Asks nothing of it: what restarts a server must not do so for a database."""
     return {"ok": True}
+
+
+@health_router.get("/readyz", **answers(Readiness, public=True, also={503: Readiness}))
+async def readyz(plane: Plane) -> JSONResponse:
+    """Should it be sent work? 503 names what is in the way."""
+    reasons = await plane.readiness.find_reasons()
+    return JSONResponse({"ready": not reasons, "reasons": reasons}, 503 if reasons else 200)
 
 
 @cache

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 
 from runcode.controlplane.plane import ControlPlane
+from runcode.controlplane.rate_limits import RateLimits
 from runcode.controlplane.records import Caller
 from runcode.core.errors import RunCodeError
 
@@ -30,7 +31,20 @@ async def authenticate(request: Request) -> Caller:
     headers = request.headers.getlist("authorization")
     scheme, _, token = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
     raw_token = token.strip() if scheme.lower() == "token" else None
-    return await plane_of(request).tokens.authenticate(raw_token, source=source_of(request))
+    caller = await plane_of(request).tokens.authenticate(raw_token, source=source_of(request))
+    note_caller(request, caller)
+    return caller
+
+
+def note_caller(request: Request, caller: Caller) -> None:
+    """Whoever has proved who they are: for the line in the log, and the rate of this token or browser.
+
+    Raises `rate_limited`.
+    """
+    request.state.caller = caller
+    limits: RateLimits | None = request.app.state.limits
+    if limits is not None:
+        limits.require_caller(("web", caller.web_session_id) if caller.token_id is None else caller.token_id)
 
 
 def source_of(request: Request) -> str:
