@@ -31,6 +31,7 @@ from runcode.controlplane.routes.browser_io import (
     source_of,
 )
 from runcode.controlplane.routes.request_io import Plane, plane_of, read_json_object
+from runcode.controlplane.routes.shapes import CodeRequest, TokenAnswer, answers
 from runcode.controlplane.services.browser_logins import SIGNED_IN_S
 from runcode.controlplane.services.login_requests import LoginRequest, parse_login_request
 from runcode.core import wire
@@ -129,8 +130,9 @@ async def answer(request: Request) -> Response:
     return cookies.keep(RedirectResponse(url, 303))
 
 
-@router.post(f"{wire.API_PREFIX}/auth/cli-token")
+@router.post(f"{wire.API_PREFIX}/auth/cli-token", **answers(TokenAnswer, 403, takes=CodeRequest, public=True))
 async def redeem(request: Request, plane: Plane) -> dict[str, object]:
+    """A browser login's one-time code, with its verifier → a token."""
     body = await read_json_object(request)
     made = await plane.browser_logins.redeem(body.get("code"), body.get("code_verifier"))
     return {"error": False, "token": made.plaintext, "email": made.record.user_email}

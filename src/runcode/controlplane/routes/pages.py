@@ -12,6 +12,7 @@ from fastapi.responses import HTMLResponse, Response
 from runcode.controlplane.routes.browser_io import html_response
 from runcode.controlplane.routes.login_pages import STYLE_PATH, render_page
 from runcode.controlplane.routes.request_io import Plane
+from runcode.controlplane.routes.shapes import Alive, answers
 
 router = APIRouter()
 
@@ -37,7 +38,7 @@ async def style() -> Response:
     return Response(_load_style(), media_type="text/css")
 
 
-@router.get("/healthz")
+@router.get("/healthz", **answers(Alive, public=True))
 async def healthz(plane: Plane) -> dict[str, object]:
     """Answers while the database can be read; otherwise its error, with its status."""
     await plane.store.ping()
