@@ -23,10 +23,16 @@ from runcode.controlplane.services.browser_logins import BrowserLogins
 from runcode.controlplane.services.census import Census
 from runcode.controlplane.services.certificates import Certificates, load_authorities
 from runcode.controlplane.services.events import Events
+from runcode.controlplane.services.live_sessions import LiveSessions
+from runcode.controlplane.services.offers import RuntimeOffers
+from runcode.controlplane.services.people import People
+from runcode.controlplane.services.quotas import Quotas
 from runcode.controlplane.services.sessions import SessionPolicy, Sessions, SshEndpointHolder
+from runcode.controlplane.services.shares import Shares
+from runcode.controlplane.services.teams import Teams
 from runcode.controlplane.services.tokens import Tokens
 from runcode.controlplane.services.users import Users
-from runcode.controlplane.services.workspaces import Workspaces
+from runcode.controlplane.services.workspaces import WorkspacePolicy, Workspaces
 from runcode.controlplane.store.engine import Store
 
 
@@ -38,6 +44,9 @@ class ControlPlaneSettings:
     keys_folder: Path
     public_url: str | None = None
     sessions: SessionPolicy = field(default_factory=SessionPolicy)
+    workspaces: WorkspacePolicy = field(default_factory=WorkspacePolicy)
+    # Who may make a team: everybody, or admins of the server only.
+    teams_by_anyone: bool = True
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
 
 
@@ -58,8 +67,14 @@ class ControlPlane:
         self.users = Users(store, clock, hasher)
         self.tokens = Tokens(store, clock)
         self.browser_logins = BrowserLogins(store, self.users, self.tokens)
-        self.workspaces = Workspaces(store, clock)
+        self.offers = RuntimeOffers()
+        self.shares = Shares(store, clock)
+        self.workspaces = Workspaces(store, clock, self.shares, self.offers, settings.workspaces)
+        self.teams = Teams(store, clock, made_by_anyone=settings.teams_by_anyone)
+        self.quotas = Quotas(store, clock, settings.workspaces.quotas)
+        self.people = People(self.users)
         self.sessions = Sessions(store, clock, self.ssh_endpoint, settings.sessions)
+        self.live_sessions = LiveSessions(store, clock, self.sessions)
         self.admission = Admission(store, clock)
         self.events = Events(store, clock)
         self.certificates = Certificates(self.admission, clock, client_ca=client_ca, workspace_ca=workspace_ca)

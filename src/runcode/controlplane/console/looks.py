@@ -13,6 +13,7 @@ inline code and style, so that what slips through does nothing.
 
 from __future__ import annotations
 
+import hashlib
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,6 +24,7 @@ from runcode.core.terminal import printable_text
 
 if TYPE_CHECKING:
     import jinja2
+    from markupsafe import Markup
 
 _TEMPLATES: Final = Path(__file__).with_name("templates")
 
@@ -30,6 +32,15 @@ _TEMPLATES: Final = Path(__file__).with_name("templates")
 def render(template: str, **values: Any) -> str:
     """The page or part that `template` is, with `values` as its names."""
     return _load_environment().get_template(template).render(values)
+
+
+def render_part(template: str, **values: Any) -> tuple[Markup, str]:
+    """A live part of a page, ready to stand in it, and the digest of what it shows, which stands in it as `seen`."""
+    from markupsafe import Markup
+
+    blank = render(template, **values, seen="")
+    digest = hashlib.sha256(blank.encode()).hexdigest()[:16]
+    return Markup(render(template, **values, seen=digest)), digest  # noqa: S704
 
 
 def content_policy(*, form_action: str = "'self'") -> str:

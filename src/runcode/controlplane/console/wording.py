@@ -48,8 +48,9 @@ def render_relative(moment: datetime.datetime, now: datetime.datetime) -> str:
     """`3 min ago`, `in 2 h`; a date once it is more than a month away."""
     seconds = (moment - now).total_seconds()
     size = abs(seconds)
-    if size < 10:
-        return "just now" if seconds <= 0 else "in a moment"
+    # Coarse on purpose: a live part is sent anew only when what it says has changed.
+    if size < _MINUTE:
+        return "just now" if seconds <= 0 else "in under a minute"
     if size >= 30 * _DAY:
         return f"{moment:%Y-%m-%d}"
     text = render_duration(size)

@@ -20,8 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from runcode.controlplane import changes
 from runcode.controlplane.clock import Clock
-from runcode.controlplane.records import UserRecord
-from runcode.controlplane.services import inputs
+from runcode.controlplane.records import Caller, UserRecord
+from runcode.controlplane.services import audit, inputs, invitations
 from runcode.controlplane.services.withdrawals import revoke_sessions
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import SessionRow, UserRow
@@ -35,12 +35,19 @@ class Users:
         self._hasher = hasher
         self._decoy: str | None = None
 
-    async def create_user(self, email: str, password: str | None = None, *, admin: bool = False) -> UserRecord:
+    async def create_user(
+        self, email: str, password: str | None = None, *, admin: bool = False, caller: Caller | None = None
+    ) -> UserRecord:
         """Raises `bad_request` for an address or password that cannot be used, `conflict` when the user exists."""
         email = inputs.parse_email(email)
         password_hash = None if password is None else await self.hash_password(password)
         async with self._store.write() as session:
-            return as_record(await self.insert_user(session, email, password_hash, admin=admin))
+            row = await self.insert_user(session, email, password_hash, admin=admin)
+            if caller is not None:
+                detail: audit.Detail = {"user": row.email, "admin": int(admin)}
+                at = row.created_at
+                await audit.note(session, audit.USER_CREATED, at, caller=caller, user_id=row.id, detail=detail)
+            return as_record(row)
 
     async def insert_user(
         self, session: AsyncSession, email: str, password_hash: str | None, *, admin: bool
@@ -51,13 +58,14 @@ class Users:
         row = UserRow(email=email, password_hash=password_hash, is_admin=admin, created_at=self._clock.now())
         session.add(row)
         await session.flush()
+        await invitations.redeem(session, row, row.created_at)
         return row
 
     async def list_users(self) -> list[UserRecord]:
         async with self._store.read() as session:
             return [as_record(row) for row in await session.scalars(select(UserRow).order_by(UserRow.id))]
 
-    async def disable_user(self, email: str) -> UserRecord:
+    async def disable_user(self, email: str, *, caller: Caller | None = None) -> UserRecord:
         """Idempotent. Tokens stop working, sessions end, live connections are cut."""
         async with self._store.write() as session:
             row = await load_user(session, email)
@@ -66,13 +74,18 @@ class Users:
                 row.disabled_at = now
                 await revoke_sessions(session, now, SessionRow.user_id == row.id)
                 changes.append_change(session, changes.USER_DISABLED, now, user_id=row.id)
+                detail = {"user": row.email}
+                await audit.note(session, audit.USER_DISABLED, now, caller=caller, user_id=row.id, detail=detail)
             return as_record(row)
 
-    async def enable_user(self, email: str) -> UserRecord:
+    async def enable_user(self, email: str, *, caller: Caller | None = None) -> UserRecord:
         """Idempotent. Tokens that were not revoked work again; ended sessions stay ended."""
         async with self._store.write() as session:
             row = await load_user(session, email)
-            row.disabled_at = None
+            if row.disabled_at is not None:
+                row.disabled_at = None
+                now, detail = self._clock.now(), {"user": row.email}
+                await audit.note(session, audit.USER_ENABLED, now, caller=caller, user_id=row.id, detail=detail)
             return as_record(row)
 
     async def set_password(self, email: str, password: str) -> UserRecord:
@@ -104,8 +117,12 @@ class Users:
             return False
 
 
+async def find_user(session: AsyncSession, email: str) -> UserRow | None:
+    return await session.scalar(select(UserRow).where(UserRow.email == email.strip().lower()))
+
+
 async def load_user(session: AsyncSession, email: str) -> UserRow:
-    row = await session.scalar(select(UserRow).where(UserRow.email == email.strip().lower()))
+    row = await find_user(session, email)
     if row is None:
         raise RunCodeError(
             "not_found", f"there is no user {email.strip()!r}", resolution="make one: `runcode-server user create`"
