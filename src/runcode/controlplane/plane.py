@@ -22,16 +22,21 @@ from runcode.controlplane.services.bootstrap import InitialAccess, initialise
 from runcode.controlplane.services.browser_logins import BrowserLogins
 from runcode.controlplane.services.census import Census
 from runcode.controlplane.services.certificates import Certificates, load_authorities
+from runcode.controlplane.services.device_logins import DeviceLogins
 from runcode.controlplane.services.events import Events
 from runcode.controlplane.services.live_sessions import LiveSessions
 from runcode.controlplane.services.offers import RuntimeOffers
 from runcode.controlplane.services.people import People
+from runcode.controlplane.services.proofs import Proofs
 from runcode.controlplane.services.quotas import Quotas
 from runcode.controlplane.services.sessions import SessionPolicy, Sessions, SshEndpointHolder
 from runcode.controlplane.services.shares import Shares
+from runcode.controlplane.services.sign_in_links import SignInLinks
+from runcode.controlplane.services.sign_ins import SignIns
 from runcode.controlplane.services.teams import Teams
 from runcode.controlplane.services.tokens import Tokens
 from runcode.controlplane.services.users import Users
+from runcode.controlplane.services.web_sessions import PLAIN_HTTP, WebSessionPolicy, WebSessions
 from runcode.controlplane.services.workspaces import WorkspacePolicy, Workspaces
 from runcode.controlplane.store.engine import Store
 
@@ -64,9 +69,15 @@ class ControlPlane:
         store.on_write = self.metrics.observe_write
         self.readiness = Readiness(store)
         self.ssh_endpoint = SshEndpointHolder()
+        self.proofs = Proofs(client_ca.derive_key("browser proofs"))
         self.users = Users(store, clock, hasher)
         self.tokens = Tokens(store, clock)
-        self.browser_logins = BrowserLogins(store, self.users, self.tokens)
+        secure = (settings.public_url or "").startswith("https://")
+        self.web_sessions = WebSessions(store, clock, WebSessionPolicy() if secure else PLAIN_HTTP)
+        self.sign_ins = SignIns(store, clock, self.users, self.web_sessions, self.proofs)
+        self.sign_in_links = SignInLinks(store, clock, self.web_sessions)
+        self.browser_logins = BrowserLogins(store, clock, self.tokens, self.proofs)
+        self.device_logins = DeviceLogins(store, clock, self.tokens, self.proofs)
         self.offers = RuntimeOffers()
         self.shares = Shares(store, clock)
         self.workspaces = Workspaces(store, clock, self.shares, self.offers, settings.workspaces)
@@ -110,4 +121,5 @@ class ControlPlane:
     async def close(self) -> None:
         await self.retention.close()
         await self.tokens.close()
+        await self.web_sessions.close()
         await self.store.close()

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from runcode.controlplane import states
-from runcode.controlplane.records import WorkspaceRecord
+from runcode.controlplane.records import QuotaRecord, WorkspaceRecord
+from runcode.controlplane.records import render_duration as render_time_span
 from runcode.core.bundle import render_timestamp
+from runcode.runtimes.base import SizeLimits
 
 _MINUTE: Final = 60
 _HOUR: Final = 3600
@@ -37,6 +40,13 @@ _ROLES: Final = {
     states.ROLE_USE: "May use",
     states.TEAM_ADMIN: "Admin",
     states.TEAM_MEMBER: "Member",
+}
+_REASONS: Final = {
+    "database": "The database cannot be read.",
+    "migrations": "The database has another version's schema.",
+    "draining": "The server is about to end.",
+    "gateway_feed": "The gateway does not hear of changes, so it admits nobody new.",
+    "reconciler": "The reconciler does not keep up: starts and stops wait.",
 }
 
 
@@ -103,6 +113,57 @@ def describe_state(workspace: WorkspaceRecord) -> str | None:
     if state == states.STOPPED:
         return "Nothing runs and nobody can connect. Its files are kept."
     return None
+
+
+def describe_quota(quota: QuotaRecord) -> str:
+    """`3 of 10 workspaces · 1 running`."""
+    owned = f"{quota.workspaces}" if quota.workspaces_max is None else f"{quota.workspaces} of {quota.workspaces_max}"
+    running = f"{quota.running}" if quota.running_max is None else f"{quota.running} of {quota.running_max}"
+    one = quota.workspaces_max is None and quota.workspaces == 1
+    return f"{owned} workspace{'' if one else 's'} · {running} running"
+
+
+def describe_size(name: str, limits: SizeLimits) -> str:
+    """`small: 1 GB, 1 CPU`; the name alone where it limits nothing."""
+    parts = []
+    if limits.memory_bytes is not None:
+        parts.append(f"{limits.memory_bytes / 1024**3:g} GB")
+    if limits.cpus is not None:
+        parts.append(f"{limits.cpus:g} CPU{'' if limits.cpus == 1 else 's'}")
+    return f"{name}: {', '.join(parts)}" if parts else name
+
+
+def describe_idle(idle_stop_after_s: int | None, default_s: int | None) -> str:
+    """When it stops by itself. None: the server's own time, which may be none; 0: never."""
+    if idle_stop_after_s is None:
+        return "as the server does: " + ("never" if not default_s else f"after {render_time_span(default_s)}")
+    return "never" if idle_stop_after_s == 0 else f"after {render_time_span(idle_stop_after_s)}"
+
+
+def describe_reason(name: str) -> str:
+    return _REASONS.get(name, "This part of the server is not ready.")
+
+
+@dataclass(frozen=True)
+class Commands:
+    """What a person types to get at a workspace, each as it is to be typed."""
+
+    login: str
+    connect: str
+    shell: str
+    config: str
+    ssh: str
+
+
+def render_commands(title: str, address: str) -> Commands:
+    """`title` and `address` are safe names: nothing in them means anything to a shell."""
+    return Commands(
+        login=f"runcode login --api-base {address} \\\n    --web-base {address}",
+        connect=f"runcode connect {title} --start",
+        shell=f"runcode shell --workspace {title}",
+        config="runcode config-ssh",
+        ssh=f"ssh runcode.{title}",
+    )
 
 
 def _tone(state: str) -> str:

@@ -21,10 +21,8 @@ import runcode
 from runcode.controlplane.console import looks
 from runcode.controlplane.routes.browser_io import (
     SignInNeeded,
-    begin_visit,
-    find_signed_in,
     form_proof,
-    keep_visit,
+    html_response,
     sign_in_address,
 )
 from runcode.controlplane.routes.request_io import plane_of
@@ -91,11 +89,6 @@ def show(
     return html_response(page, status=status, form_action=form_action)
 
 
-def show_for_stranger(request: Request, template: str, **values: Any) -> Response:
-    """A page with forms for whoever is not signed in: `proof_of(purpose)` is in `values` by then."""
-    return keep_visit(request, show(request, template, **values))
-
-
 def show_problem(request: Request, error: RunCodeError) -> HTMLResponse:
     """The failure as a page, in the same frame; htmx takes the sentence out of it."""
     if error.code == "busy":
@@ -130,16 +123,6 @@ def back_to(address: str, done: str = "") -> RedirectResponse:
     path, _, fragment = address.partition("#")
     joined = f"{path}{'&' if '?' in path else '?'}done={done}" if done else path
     return RedirectResponse(joined + (f"#{fragment}" if fragment else ""), 303)
-
-
-def html_response(page: str, *, status: int = 200, form_action: str = "'self'") -> HTMLResponse:
-    """A page with its policy; the edge adds what every answer has."""
-    headers = {
-        "Content-Security-Policy": looks.content_policy(form_action=form_action),
-        # Not `no-referrer`: browsers then send `Origin: null` with our own forms (fetch.spec.whatwg.org).
-        "Referrer-Policy": "same-origin",
-    }
-    return HTMLResponse(page, status, headers)
 
 
 def frame_values(request: Request, here: str) -> dict[str, Any]:
