@@ -9,7 +9,20 @@ from fastapi import FastAPI
 
 from runcode.controlplane.edge import Edge, EdgeSettings, install_error_answers
 from runcode.controlplane.plane import ControlPlane
-from runcode.controlplane.routes import api, cli_login, device_login, docs, metrics, pages, sign_in
+from runcode.controlplane.routes import (
+    api,
+    api_activity,
+    cli_login,
+    device_login,
+    docs,
+    metrics,
+    pages,
+    pages_admin,
+    pages_teams,
+    pages_tokens,
+    pages_workspaces,
+    sign_in,
+)
 
 
 def make_app(plane: ControlPlane, settings: EdgeSettings | None = None, *, metrics_token: str | None = None) -> FastAPI:
@@ -20,13 +33,15 @@ def make_app(plane: ControlPlane, settings: EdgeSettings | None = None, *, metri
     app.state.plane = plane
     app.state.limits = settings.limits
     app.include_router(api.router)
+    app.include_router(api_activity.router)
     app.include_router(sign_in.router)
     app.include_router(cli_login.router)
     app.include_router(docs.router)
     app.include_router(cli_login.api)
     app.include_router(device_login.router)
     app.include_router(device_login.api)
-    app.include_router(pages.router)
+    for page in (pages_workspaces, pages_teams, pages_tokens, pages_admin, pages):
+        app.include_router(page.router)
     app.include_router(pages.health_router)
     if metrics_token is not None:
         app.include_router(metrics.make_router(plane, metrics_token))

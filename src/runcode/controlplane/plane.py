@@ -14,6 +14,7 @@ import argon2
 
 from runcode.controlplane.changes import ChangeFeed
 from runcode.controlplane.clock import Clock, SystemClock
+from runcode.controlplane.masking import Pattern
 from runcode.controlplane.metrics import Metrics
 from runcode.controlplane.readiness import Readiness
 from runcode.controlplane.retention import Retention, RetentionPolicy
@@ -34,6 +35,7 @@ from runcode.controlplane.services.shares import Shares
 from runcode.controlplane.services.sign_in_links import SignInLinks
 from runcode.controlplane.services.sign_ins import SignIns
 from runcode.controlplane.services.teams import Teams
+from runcode.controlplane.services.timeline import Timeline
 from runcode.controlplane.services.tokens import Tokens
 from runcode.controlplane.services.users import Users
 from runcode.controlplane.services.web_sessions import PLAIN_HTTP, WebSessionPolicy, WebSessions
@@ -43,7 +45,10 @@ from runcode.controlplane.store.engine import Store
 
 @dataclass(frozen=True)
 class ControlPlaneSettings:
-    """`keys_folder` holds the two CAs; `public_url` is what a person may be told as this server's address."""
+    """`keys_folder` holds the two CAs; `public_url` is what a person may be told as this server's address.
+
+    `masking`: the operator's own patterns of secrets in commands.
+    """
 
     database: Path
     keys_folder: Path
@@ -53,6 +58,7 @@ class ControlPlaneSettings:
     # Who may make a team: everybody, or admins of the server only.
     teams_by_anyone: bool = True
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
+    masking: tuple[Pattern, ...] = ()
 
 
 class ControlPlane:
@@ -87,7 +93,8 @@ class ControlPlane:
         self.sessions = Sessions(store, clock, self.ssh_endpoint, settings.sessions)
         self.live_sessions = LiveSessions(store, clock, self.sessions)
         self.admission = Admission(store, clock)
-        self.events = Events(store, clock)
+        self.events = Events(store, clock, settings.masking)
+        self.timeline = Timeline(store)
         self.certificates = Certificates(self.admission, clock, client_ca=client_ca, workspace_ca=workspace_ca)
         self.changes = ChangeFeed(store)
         # Started by the server only: a verb of the operator's prunes nothing.
