@@ -5,6 +5,8 @@ Called by the composition root, which runs it under uvicorn.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from fastapi import FastAPI
 
 from runcode.controlplane.edge import Edge, EdgeSettings, install_error_answers
@@ -15,6 +17,7 @@ from runcode.controlplane.routes import (
     cli_login,
     device_login,
     docs,
+    login_pages,
     metrics,
     pages,
     pages_admin,
@@ -27,7 +30,7 @@ from runcode.controlplane.routes import (
 
 def make_app(plane: ControlPlane, settings: EdgeSettings | None = None, *, metrics_token: str | None = None) -> FastAPI:
     """An ASGI app. The plane is the caller's to close. `metrics_token` opens `/metrics`; without it there is none."""
-    settings = settings or EdgeSettings(metrics=plane.metrics)
+    settings = replace(settings or EdgeSettings(metrics=plane.metrics), render_page=login_pages.render_failure)
     # Its own pages of documentation load scripts from elsewhere.
     app = FastAPI(title="RunCode", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.plane = plane

@@ -27,6 +27,16 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 _TEMPLATES: Final = Path(__file__).with_name("templates")
+_HEADINGS: Final = {
+    400: "That cannot be done",
+    401: "Sign in first",
+    403: "That is not for you",
+    404: "There is nothing here",
+    409: "Not as it is now",
+    429: "Too fast",
+    500: "Something broke here",
+    503: "Not just now",
+}
 
 
 def render(template: str, **values: Any) -> str:
@@ -53,6 +63,19 @@ def content_policy(*, form_action: str = "'self'") -> str:
         f"form-action {form_action}; frame-ancestors 'none'; base-uri 'none'; "
         "require-trusted-types-for 'script'; trusted-types default"
     )
+
+
+def page_headers(*, form_action: str = "'self'") -> dict[str, str]:
+    """What a page's answer has beside what the edge gives every answer."""
+    return {
+        "Content-Security-Policy": content_policy(form_action=form_action),
+        # Not `no-referrer`: browsers then send `Origin: null` with our own forms (fetch.spec.whatwg.org).
+        "Referrer-Policy": "same-origin",
+    }
+
+
+def heading_for(status: int) -> str:
+    return _HEADINGS.get(status, "That did not work")
 
 
 @cache

@@ -150,7 +150,7 @@ class Commands:
 
     login: str
     connect: str
-    shell: str
+    in_shell: str
     config: str
     ssh: str
 
@@ -160,7 +160,7 @@ def render_commands(title: str, address: str) -> Commands:
     return Commands(
         login=f"runcode login --api-base {address} \\\n    --web-base {address}",
         connect=f"runcode connect {title} --start",
-        shell=f"runcode shell --workspace {title}",
+        in_shell=f"runcode shell --workspace {title}",
         config="runcode config-ssh",
         ssh=f"ssh runcode.{title}",
     )

@@ -23,15 +23,13 @@ import asyncio
 import ipaddress
 import re
 import secrets
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from fastapi import Depends, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
-from fastapi.routing import APIRoute
+from fastapi.responses import HTMLResponse, Response
 
-from runcode.controlplane.console.looks import content_policy
+from runcode.controlplane.console.looks import page_headers
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.records import Caller
 from runcode.controlplane.routes.local_peer import find_owner
@@ -272,13 +270,7 @@ def keep_visit(request: Request, response: Response) -> Response:
 
 def html_response(page: str, *, status: int = 200, form_action: str = "'none'") -> HTMLResponse:
     """A page with its policy; the edge adds what every answer has."""
-    headers = {
-        "Content-Security-Policy": content_policy(form_action=form_action),
-        "Cross-Origin-Opener-Policy": "same-origin",
-        # Not `no-referrer`: browsers then send `Origin: null` with our own forms (fetch.spec.whatwg.org).
-        "Referrer-Policy": "same-origin",
-    }
-    return HTMLResponse(page, status, headers)
+    return HTMLResponse(page, status, page_headers(form_action=form_action))
 
 
 def _cookie_name(plane: ControlPlane, name: str) -> str:

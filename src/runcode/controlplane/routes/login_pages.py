@@ -14,6 +14,7 @@ from runcode.controlplane.console import looks
 from runcode.controlplane.services.device_logins import DeviceRequest
 from runcode.controlplane.services.login_requests import LoginRequest
 from runcode.controlplane.states import SCOPE_CONNECT, SCOPE_MANAGE, SCOPE_READ, SCOPES
+from runcode.core.errors import RunCodeError
 
 LOGIN_PATH: Final = "/auth/cli-login/"
 ANSWER_PATH: Final = "/auth/cli-login/answer"
@@ -97,9 +98,7 @@ def render_consent(request: LoginRequest, ticket: str, proof: str, *, email: str
 
 def render_device_code(user_code: str, proof: str, *, problem: str = "") -> str:
     """Where a code is typed. `user_code` came with the address: it is shown, and nothing more."""
-    return _render(
-        "device.html", action=DEVICE_PATH, hidden=(("proof", proof),), user_code=user_code, problem=problem
-    )
+    return _render("device.html", action=DEVICE_PATH, hidden=(("proof", proof),), user_code=user_code, problem=problem)
 
 
 def render_device_consent(request: DeviceRequest, ticket: str, proof: str, *, email: str, waited_s: int) -> str:
@@ -126,6 +125,12 @@ def render_device_consent(request: DeviceRequest, ticket: str, proof: str, *, em
 def render_device_done(authorized: bool) -> str:
     said = "The device is signed in in a moment" if authorized else "The device was told no"
     return _render("said.html", heading="Done", text=f"{said}. You can close this page and go back to your terminal.")
+
+
+def render_failure(status: int, error: RunCodeError) -> tuple[str, dict[str, str]]:
+    """A failure outside of all pages (no such address, too fast, a bug of ours) for a browser; and its headers."""
+    page = _render("problem.html", number=status, heading=looks.heading_for(status), failure=error)
+    return page, looks.page_headers()
 
 
 def _consent_choices(asked: Sequence[str]) -> dict[str, Any]:

@@ -49,16 +49,6 @@ _DONE: Final = {
     "signed-out": "Signed out.",
     "password": "Your password is changed, and your other browsers are signed out.",
 }
-_HEADINGS: Final = {
-    400: "That cannot be done",
-    401: "Sign in first",
-    403: "That is not for you",
-    404: "There is nothing here",
-    409: "Not as it is now",
-    429: "Too fast",
-    500: "Something broke here",
-    503: "Not just now",
-}
 
 
 class PageRoute(APIRoute):
@@ -94,8 +84,8 @@ def show_problem(request: Request, error: RunCodeError) -> HTMLResponse:
     if error.code == "busy":
         error = RunCodeError("busy", "the server is busy", resolution="try again in a moment")
     status = status_of(error)
-    heading = _HEADINGS.get(status, "That did not work")
-    return show(request, "problem.html", status=status, error=error, heading=heading)
+    heading = looks.heading_for(status)
+    return show(request, "problem.html", status=status, number=status, failure=error, heading=heading)
 
 
 def status_of(error: RunCodeError) -> int:

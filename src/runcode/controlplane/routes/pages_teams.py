@@ -1,11 +1,11 @@
 """Teams as pages. HTTP in and out only.
 
-    GET  /teams                 the caller's own, and a form for a new one
-    POST /teams
-    GET  /teams/ID              its people
-    POST /teams/ID/members      take somebody in, or change the role
-    POST /teams/ID/remove       remove somebody, or leave
-    POST /teams/ID/rename|delete
+GET  /teams                 the caller's own, and a form for a new one
+POST /teams
+GET  /teams/ID              its people
+POST /teams/ID/members      take somebody in, or change the role
+POST /teams/ID/remove       remove somebody, or leave
+POST /teams/ID/rename|delete
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """API tokens as pages. HTTP in and out only.
 
-    GET  /auth/cli-tokens              the caller's own, and a form for a new one
-    POST /auth/cli-tokens              the new token, shown on this one answer and never again
-    POST /auth/cli-tokens/ID/revoke
+GET  /auth/cli-tokens              the caller's own, and a form for a new one
+POST /auth/cli-tokens              the new token, shown on this one answer and never again
+POST /auth/cli-tokens/ID/revoke
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     GET  /workspaces                      own and shared ones; `part=list` for htmx
     POST /workspaces                      a new one
-    GET  /workspaces/ID                   one; `part=head|sessions|activity` for htmx, `session` and `before` for activity
+    GET  /workspaces/ID                   one; `part=head|sessions|activity`; `session` and `before` for activity
     POST /workspaces/ID/start|stop|settings|share|unshare|delete
     POST /workspaces/ID/sessions/SID/revoke
 
