@@ -15,11 +15,14 @@ import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from runcode import __version__
 from runcode.core.errors import RunCodeError
 from runcode.core.terminal import printable, printable_lines
+
+if TYPE_CHECKING:
+    from runcode.server.front import FrontOptions
 
 _log = logging.getLogger(__name__)
 _DATA_DIR_VARIABLE = "RUNCODE_DATA_DIR"
@@ -78,10 +81,11 @@ def _fail(error: RunCodeError, wants_json: bool) -> int:
 
 
 def _run_up(options: argparse.Namespace) -> int:
-    from runcode.server.listeners import parse_address, parse_public_url
+    from runcode.server.listeners import parse_address
+    from runcode.server.logs import set_up_logging
     from runcode.server.up import UpOptions, run_up
 
-    _set_up_logging(options.verbose)
+    set_up_logging(log_format=options.log_format, verbose=options.verbose)
     ssh = None if options.ssh == "off" else parse_address(options.ssh, "--ssh")
     public = None if options.ssh_public is None else parse_address(options.ssh_public, "--ssh-public")
     if ssh is not None and public is None and ssh.host in ("0.0.0.0", "::"):  # noqa: S104
@@ -93,10 +97,10 @@ def _run_up(options: argparse.Namespace) -> int:
     return run_up(
         UpOptions(
             data_dir=_data_dir(options),
-            http=parse_address(options.http, "--http"),
+            front=_front_options(options),
+            log_format=options.log_format,
             ssh=ssh,
             ssh_public=public,
-            public_url=None if options.public_url is None else parse_public_url(options.public_url),
             ready_file=None if options.ready_file is None else Path(options.ready_file).absolute(),
             admin_email=options.admin_email,
             keep_workspaces=options.keep_workspaces,
@@ -105,6 +109,34 @@ def _run_up(options: argparse.Namespace) -> int:
             keep_events=options.keep_events,
             keep_ended_sessions_s=options.keep_ended_sessions_s,
         )
+    )
+
+
+def _front_options(options: argparse.Namespace) -> FrontOptions:
+    from runcode.controlplane.rate_limits import LimitPolicy, parse_rate
+    from runcode.server.front import FrontOptions
+    from runcode.server.listeners import parse_address, parse_public_url
+    from runcode.server.web import ConnectionLimits
+
+    def find_path(named: str | None) -> Path | None:
+        return None if named is None else Path(named).absolute()
+
+    return FrontOptions(
+        http=parse_address(options.http, "--http"),
+        public_url=None if options.public_url is None else parse_public_url(options.public_url),
+        tls_certificate=find_path(options.tls_cert),
+        tls_key=find_path(options.tls_key),
+        trusted_proxies=tuple(options.trusted_proxy),
+        allowed_hosts=tuple(options.allowed_host),
+        metrics=None if options.metrics is None else parse_address(options.metrics, "--metrics"),
+        metrics_token_file=find_path(options.metrics_token_file),
+        rates=LimitPolicy(
+            token=parse_rate(options.rate_token, "--rate-token"),
+            address=parse_rate(options.rate_address, "--rate-address"),
+            strangers=parse_rate(options.rate_strangers, "--rate-strangers"),
+        ),
+        connections=ConnectionLimits(in_all=options.max_connections, per_address=max(16, options.max_connections // 4)),
+        drain_s=options.drain_s,
     )
 
 
@@ -239,7 +271,7 @@ def _add_up(nouns: argparse._SubParsersAction[_Parser]) -> None:
     )
     up.add_argument("--ssh", default="127.0.0.1:8022", metavar="HOST:PORT", help="SSH gateway, or `off` (%(default)s)")
     up.add_argument("--ssh-public", metavar="HOST:PORT", help="the gateway's address as clients reach it")
-    up.add_argument("--public-url", metavar="URL", help="the control plane's https address, behind a proxy with TLS")
+    up.add_argument("--public-url", metavar="URL", help="the control plane's https address as clients reach it")
     up.add_argument("--ready-file", metavar="FILE", help="written (0600) once everything really answers")
     up.add_argument("--admin-email", default="admin@localhost", metavar="EMAIL", help="at the first start only")
     up.add_argument("--keep-workspaces", action="store_true", help="leave the boxes running when this server stops")
@@ -252,11 +284,58 @@ def _add_up(nouns: argparse._SubParsersAction[_Parser]) -> None:
     up.add_argument(
         "--keep-events", type=_positive, metavar="N", help="how many events `activity` can look back on (100000)"
     )
+    _add_front(up)
+    up.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="lines for people, or JSON objects with one for each request (default: %(default)s)",
+    )
     up.add_argument("--verbose", action="store_true", help="say more in the log")
     # For tests of full disks, and for operators of tiny ones.
     up.add_argument("--keep-ended-sessions-s", type=_positive, help=argparse.SUPPRESS)
     up.add_argument("--min-free-bytes", type=int, help=argparse.SUPPRESS)
     up.set_defaults(run=_run_up)
+
+
+def _add_front(up: argparse.ArgumentParser) -> None:
+    """What stands between callers and the control plane (`server/front.py`)."""
+    up.add_argument("--tls-cert", metavar="FILE", help="serve https with this certificate chain (PEM)")
+    up.add_argument("--tls-key", metavar="FILE", help="and this key (PEM, 0600); both are read anew when they change")
+    up.add_argument(
+        "--trusted-proxy",
+        action="append",
+        default=[],
+        metavar="NET",
+        help="believe X-Forwarded-For and -Proto of this address or network (repeatable)",
+    )
+    up.add_argument(
+        "--allowed-host", action="append", default=[], metavar="NAME", help="answer under this name too (repeatable)"
+    )
+    up.add_argument("--metrics", metavar="HOST:PORT", help="serve /metrics, /healthz and /readyz there")
+    up.add_argument(
+        "--metrics-token-file", metavar="FILE", help="/metrics asks for this bearer token (0600), and is on --http too"
+    )
+    for name, default, whose in (
+        # calls a second : calls at once
+        ("token", "50:200", "one API token"),
+        ("address", "200:1000", "one address"),
+        ("strangers", "5:60", "one address that proves nobody"),
+    ):
+        up.add_argument(
+            f"--rate-{name}",
+            default=default,
+            metavar="RATE",
+            help=f"calls a second:at once of {whose} (%(default)s), or off",
+        )
+    up.add_argument("--max-connections", type=_positive, default=2000, metavar="N", help="HTTP, in all (%(default)s)")
+    up.add_argument(
+        "--drain-s",
+        type=_seconds,
+        default=0.0,
+        metavar="S",
+        help="after SIGTERM, serve on for so long while /readyz says 503 (%(default)g)",
+    )
 
 
 def _add_noun(nouns: argparse._SubParsersAction[_Parser], name: str, about: str) -> argparse._SubParsersAction[_Parser]:
@@ -276,6 +355,16 @@ def _add_verb(
 
 def _add_data_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", metavar="DIR", help=f"the server's data folder (or {_DATA_DIR_VARIABLE})")
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds up to 3600")
+    return seconds
 
 
 def _positive(text: str) -> int:
