@@ -19,6 +19,7 @@ from runcode.controlplane.routes import (
     docs,
     login_pages,
     metrics,
+    oidc_login,
     pages,
     pages_admin,
     pages_teams,
@@ -38,6 +39,7 @@ def make_app(plane: ControlPlane, settings: EdgeSettings | None = None, *, metri
     app.include_router(api.router)
     app.include_router(api_activity.router)
     app.include_router(sign_in.router)
+    app.include_router(oidc_login.router)
     app.include_router(cli_login.router)
     app.include_router(docs.router)
     app.include_router(cli_login.api)

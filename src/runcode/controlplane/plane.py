@@ -25,8 +25,11 @@ from runcode.controlplane.services.census import Census
 from runcode.controlplane.services.certificates import Certificates, load_authorities
 from runcode.controlplane.services.device_logins import DeviceLogins
 from runcode.controlplane.services.events import Events
+from runcode.controlplane.services.identities import Identities
 from runcode.controlplane.services.live_sessions import LiveSessions
 from runcode.controlplane.services.offers import RuntimeOffers
+from runcode.controlplane.services.oidc import OidcSignIns
+from runcode.controlplane.services.oidc_records import OidcPolicy, OidcSettings
 from runcode.controlplane.services.people import People
 from runcode.controlplane.services.proofs import Proofs
 from runcode.controlplane.services.quotas import Quotas
@@ -59,6 +62,8 @@ class ControlPlaneSettings:
     teams_by_anyone: bool = True
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
     masking: tuple[Pattern, ...] = ()
+    oidc: OidcSettings | None = None
+    oidc_policy: OidcPolicy = field(default_factory=OidcPolicy)
 
 
 class ControlPlane:
@@ -84,6 +89,8 @@ class ControlPlane:
         self.sign_in_links = SignInLinks(store, clock, self.web_sessions)
         self.browser_logins = BrowserLogins(store, clock, self.tokens, self.proofs)
         self.device_logins = DeviceLogins(store, clock, self.tokens, self.proofs)
+        self.identities = Identities(store, clock, self.users)
+        self.oidc_sign_ins = None if settings.oidc is None else self._make_oidc(settings.oidc)
         self.offers = RuntimeOffers()
         self.shares = Shares(store, clock)
         self.workspaces = Workspaces(store, clock, self.shares, self.offers, settings.workspaces)
@@ -121,6 +128,19 @@ class ControlPlane:
             await store.close()
             raise
 
+    @property
+    def provider_name(self) -> str | None:
+        """What people call the OpenID provider; None where there is none."""
+        return None if self.settings.oidc is None else self.settings.oidc.name
+
+    def _make_oidc(self, settings: OidcSettings) -> OidcSignIns:
+        # Authlib and httpx take 0.2 s to import, and most processes have nobody to speak to.
+        from runcode.controlplane.services.oidc_provider import OidcProvider
+
+        provider = OidcProvider(settings, self.clock)
+        policy = self.settings.oidc_policy
+        return OidcSignIns(self.store, self.clock, self.web_sessions, self.identities, self.proofs, provider, policy)
+
     async def initialise(self, admin_email: str) -> InitialAccess | None:
         """At the first start: an admin and a token. None when there are users already."""
         return await initialise(self.store, self.users, self.tokens, admin_email=admin_email)
@@ -129,4 +149,6 @@ class ControlPlane:
         await self.retention.close()
         await self.tokens.close()
         await self.web_sessions.close()
+        if self.oidc_sign_ins is not None:
+            await self.oidc_sign_ins.provider.close()
         await self.store.close()

@@ -255,6 +255,13 @@ def keep_session(request: Request, response: Response, secret: str, device: str 
     return response
 
 
+async def end_replaced(request: Request) -> None:
+    """The session that this browser had until now: its cookie is gone, so nobody else is to have it."""
+    replaced = await find_signed_in(request)
+    if replaced is not None and replaced.caller.web_session_id is not None:
+        await plane_of(request).web_sessions.end_session(replaced.caller, replaced.caller.web_session_id)
+
+
 def begin_visit(request: Request) -> None:
     """Before the forms of a page for nobody in particular are proven: such a page needs a cookie of its own."""
     if not read_cookie(request, VISIT_COOKIE):

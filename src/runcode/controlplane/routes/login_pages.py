@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Final
+from urllib.parse import urlencode
 
 import runcode
 from runcode.controlplane.console import looks
@@ -65,7 +66,7 @@ def render_sign_in(
         asked=_ASKED_BY_CLIENT if next_path.startswith("/auth/") else "",
         action=SIGN_IN_PATH,
         provider=provider,
-        provider_action=OIDC_START_PATH,
+        provider_address=f"{OIDC_START_PATH}?{urlencode({'next': next_path})}",
         hidden=(("next", next_path), ("proof", proof)),
         email=email,
         problem=problem,

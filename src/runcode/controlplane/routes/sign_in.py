@@ -22,6 +22,7 @@ from runcode.controlplane.routes.browser_io import (
     DEVICE_COOKIE,
     SignedIn,
     begin_visit,
+    end_replaced,
     find_field,
     find_signed_in,
     form_proof,
@@ -69,7 +70,7 @@ async def sign_in(request: Request, plane: Plane) -> Response:
         problem = f"{error.message}: {error.resolution}"
         status = error.kind.http_status
         return sign_in_page(request, next_path, email=email[:254], problem=problem, status=status)
-    await _end_replaced(request)
+    await end_replaced(request)
     return keep_session(request, RedirectResponse(next_path, 303), done.session.secret, done.device)
 
 
@@ -83,7 +84,7 @@ def sign_in_page(
         form_proof(request, login_pages.SIGN_IN),
         email=email,
         problem=problem,
-        provider=None,
+        provider=plane_of(request).provider_name,
     )
     return keep_visit(request, html_response(page, status=status, form_action="'self'"))
 
@@ -104,7 +105,7 @@ async def show_link(request: Request, plane: Plane) -> Response:
 async def use_link(request: Request, plane: Plane) -> Response:
     form = await read_page_form(request, login_pages.LINK)
     made = await plane.sign_in_links.use(find_field(form, "link"), await visitor_of(request))
-    await _end_replaced(request)
+    await end_replaced(request)
     return keep_session(request, RedirectResponse("/account", 303), made.secret)
 
 
@@ -159,13 +160,6 @@ async def end_session(request: Request, plane: Plane, caller: SignedIn) -> Respo
 async def _account_page(request: Request, caller: Caller, *, problem: str = "", status: int = 200) -> Response:
     sessions = await plane_of(request).web_sessions.list_sessions(caller)
     return show(request, "account.html", here=ACCOUNT, status=status, browsers=sessions, problem=problem)
-
-
-async def _end_replaced(request: Request) -> None:
-    """The session that this browser had until now: its cookie is gone, so nobody else is to have it."""
-    replaced = await find_signed_in(request)
-    if replaced is not None and replaced.caller.web_session_id is not None:
-        await plane_of(request).web_sessions.end_session(replaced.caller, replaced.caller.web_session_id)
 
 
 def _must_prove_again(request: Request, signed_in: SignedInBrowser) -> bool:
