@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from playwright.sync_api import BrowserContext, Page, Response, sync_playwright
 from playwright.sync_api import Browser as Process
+from playwright.sync_api import BrowserContext, Page, Response, sync_playwright
 
 from support.service import Service
 
@@ -27,6 +27,13 @@ DESK = {"width": 1280, "height": 860}
 _STATUS = "Failed to load resource: the server responded with a status of"
 _FORM_PROOF_IS_IN_EVERY_FORM = """() => [...document.querySelectorAll('form[method=post]')]
     .filter(form => !form.querySelector('input[name=proof]')).map(form => form.action)"""
+
+# What no page of ours has, with or without hostile text on it.
+_FOREIGN_ELEMENTS = """() => [...document.querySelectorAll(
+    'iframe, object, embed, base, style, svg, [onerror], [onload], [onfocus], [style], a[href^="javascript:"], ' +
+    'script:not([src^="/assets/"]), img:not([src^="/assets/"]), link:not([href^="/assets/"]), ' +
+    'form:not([action^="/"]), [hx-get]:not([hx-get^="/workspaces"])'
+  )].map(found => found.outerHTML)"""
 
 
 class Window:
@@ -108,6 +115,9 @@ class Window:
         """Nothing sticks out to the right."""
         wide = self.page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert wide <= 0, f"{self.page.url} is {wide} px wider than its window"
+
+    def assert_only_our_elements(self) -> None:
+        assert self.page.evaluate(_FOREIGN_ELEMENTS) == [], self.page.url
 
     def assert_forms_are_proven(self) -> None:
         assert self.page.evaluate(_FORM_PROOF_IS_IN_EVERY_FORM) == []
