@@ -61,9 +61,8 @@ class _FormParser(HTMLParser):
             self.form = Form(given["action"])
         elif tag == "input" and self.form is not None and given.get("type") == "hidden":
             self.form.fields[given["name"]] = given["value"]
-        elif tag == "input" and self.form is not None and given.get("type") == "checkbox":
-            if "checked" in given and "disabled" not in given:
-                self.form.ticked.setdefault(given["name"], []).append(given["value"])
+        elif tag == "input" and self.form is not None and "checked" in given and "disabled" not in given:
+            self.form.ticked.setdefault(given["name"], []).append(given["value"])
 
 
 class Browser:

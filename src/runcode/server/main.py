@@ -81,11 +81,13 @@ def _fail(error: RunCodeError, wants_json: bool) -> int:
 
 
 def _run_up(options: argparse.Namespace) -> int:
+    from runcode.server.identity_options import read_oidc_options
     from runcode.server.listeners import parse_address
     from runcode.server.logs import set_up_logging
     from runcode.server.up import UpOptions, run_up
 
     set_up_logging(log_format=options.log_format, verbose=options.verbose)
+    oidc, oidc_policy = read_oidc_options(options)
     ssh = None if options.ssh == "off" else parse_address(options.ssh, "--ssh")
     public = None if options.ssh_public is None else parse_address(options.ssh_public, "--ssh-public")
     if ssh is not None and public is None and ssh.host in ("0.0.0.0", "::"):  # noqa: S104
@@ -108,6 +110,8 @@ def _run_up(options: argparse.Namespace) -> int:
             min_free_bytes=options.min_free_bytes,
             keep_events=options.keep_events,
             keep_ended_sessions_s=options.keep_ended_sessions_s,
+            oidc=oidc,
+            oidc_policy=oidc_policy,
         )
     )
 
@@ -212,6 +216,23 @@ def make_parser() -> argparse.ArgumentParser:
     password = _add_verb(user, "password", "set_password", "give a user another password; prints it once")
     password.add_argument("email", metavar="EMAIL")
     password.add_argument("--password-stdin", action="store_true", help="read the password from stdin")
+    link = _add_verb(user, "sign-in-link", "create_sign_in_link", "a link that signs a user's browser in, once")
+    link.add_argument("email", metavar="EMAIL")
+    link.add_argument(
+        "--web-base", default="http://127.0.0.1:8080", metavar="URL", help="the server's address (default: %(default)s)"
+    )
+    sign_out = _add_verb(user, "sign-out", "sign_user_out", "end a user's signed-in browsers, everywhere")
+    sign_out.add_argument("email", metavar="EMAIL")
+    sign_out.add_argument("--tokens", action="store_true", help="revoke their API tokens, too")
+    invite = _add_verb(user, "invite", "invite_user", "let a verified e-mail address in through the OpenID provider")
+    invite.add_argument("email", metavar="EMAIL")
+    invite.add_argument("--issuer", required=True, metavar="URL", help="the provider, as in `up --oidc-issuer`")
+    identity = _add_verb(user, "link", "link_identity", "say who a user is at the OpenID provider")
+    identity.add_argument("email", metavar="EMAIL")
+    identity.add_argument("--issuer", required=True, metavar="URL", help="the provider, as in `up --oidc-issuer`")
+    identity.add_argument("--subject", required=True, metavar="SUB", help="the user's `sub` there")
+    unlink = _add_verb(user, "unlink", "unlink_identities", "forget who a user is at OpenID providers")
+    unlink.add_argument("email", metavar="EMAIL")
     _add_verb(user, "list", "list_users", "list them")
     _add_verb(user, "disable", "disable_user", "shut a user out, at once").add_argument("email", metavar="EMAIL")
     _add_verb(user, "enable", "enable_user", "let a disabled user in again").add_argument("email", metavar="EMAIL")
@@ -221,6 +242,19 @@ def make_parser() -> argparse.ArgumentParser:
     create.add_argument("name", metavar="NAME", help="what it is for, such as laptop")
     create.add_argument("--user", metavar="EMAIL", help="whose (default: the first admin)")
     create.add_argument("--expires-days", type=_positive, metavar="N", help="end it after N days (default: never)")
+    create.add_argument("--expires-in", metavar="TIME", help="end it after so long, such as 45m, 12h or 30d")
+    create.add_argument(
+        "--scope",
+        action="append",
+        choices=("read", "connect", "manage"),
+        help="what it may do at most; may be given again (default: all)",
+    )
+    create.add_argument(
+        "--workspace",
+        action="append",
+        metavar="WS",
+        help="title or id of a workspace that it is for; may be given again (default: all that the person may use)",
+    )
     listing = _add_verb(token, "list", "list_tokens", "list them (never the tokens themselves)")
     listing.add_argument("--user", metavar="EMAIL", help="one person's only")
     revoke = _add_verb(token, "revoke", "revoke_token", "end one, and what it had opened, at once")
@@ -290,6 +324,18 @@ def _add_up(nouns: argparse._SubParsersAction[_Parser]) -> None:
         choices=("text", "json"),
         default="text",
         help="lines for people, or JSON objects with one for each request (default: %(default)s)",
+    )
+    oidc = up.add_argument_group("sign-in through an OpenID provider")
+    oidc.add_argument("--oidc-issuer", metavar="URL", help="the provider, as its own documents name it")
+    oidc.add_argument("--oidc-client-id", metavar="ID", help="this server as the provider knows it")
+    oidc.add_argument("--oidc-client-secret-file", metavar="FILE", help="holds the secret that goes with it")
+    oidc.add_argument("--oidc-name", metavar="NAME", help="what people read on the button (default: the issuer's host)")
+    oidc.add_argument(
+        "--oidc-domain",
+        action="append",
+        default=[],
+        metavar="DOMAIN",
+        help="make an account for whoever has a verified e-mail address there (default: invited people only)",
     )
     up.add_argument("--verbose", action="store_true", help="say more in the log")
     # For tests of full disks, and for operators of tiny ones.

@@ -27,6 +27,7 @@ import asyncssh
 from runcode.controlplane.plane import ControlPlane, ControlPlaneSettings
 from runcode.controlplane.reconciler import Reconciler
 from runcode.controlplane.retention import RetentionPolicy
+from runcode.controlplane.services.oidc_records import OidcPolicy, OidcSettings
 from runcode.core.errors import RunCodeError
 from runcode.core.values import Value
 from runcode.gateway.recorder import SERVER_ENDED
@@ -60,6 +61,8 @@ class UpOptions(Value):
     min_free_bytes: int | None = None
     keep_events: int | None = None
     keep_ended_sessions_s: int | None = None
+    oidc: OidcSettings | None = None
+    oidc_policy: OidcPolicy = OidcPolicy()
 
 
 class FirstAccess(Value):
@@ -68,6 +71,7 @@ class FirstAccess(Value):
     email: str
     password: str
     token: str
+    link_path: str
 
 
 def run_up(options: UpOptions) -> int:
@@ -163,7 +167,7 @@ async def _run(
     if options.ready_file is not None:
         with translated_os_errors(options.ready_file):
             write_private_file(options.ready_file, json.dumps(facts, indent=1) + "\n")
-    _greet(options, facts)
+    _greet(options, facts, first_access)
 
     loop = asyncio.get_running_loop()
     ended, broken = loop.create_task(ending.wait()), loop.create_task(front.wait_for_end())
@@ -192,9 +196,11 @@ async def _first_start(folder: DataFolder, options: UpOptions) -> FirstAccess:
             assert access is not None, "a database that was just made has no users"
             password = secrets.token_urlsafe(18)
             await plane.users.set_password(access.user.email, password)
+            # After the password, which ends what was there before it.
+            link = await plane.sign_in_links.create_link(access.user.email)
         finally:
             await plane.close()
-    return FirstAccess(email=access.user.email, password=password, token=access.token.plaintext)
+    return FirstAccess(email=access.user.email, password=password, token=access.token.plaintext, link_path=link.path)
 
 
 def _settings(folder: DataFolder, options: UpOptions) -> ControlPlaneSettings:
@@ -204,7 +210,12 @@ def _settings(folder: DataFolder, options: UpOptions) -> ControlPlaneSettings:
     if options.keep_ended_sessions_s is not None:
         retention = replace(retention, ended_sessions_for=datetime.timedelta(seconds=options.keep_ended_sessions_s))
     return ControlPlaneSettings(
-        database=folder.database, keys_folder=folder.keys, public_url=options.front.public_url, retention=retention
+        database=folder.database,
+        keys_folder=folder.keys,
+        public_url=options.front.public_url,
+        retention=retention,
+        oidc=options.oidc,
+        oidc_policy=options.oidc_policy,
     )
 
 
@@ -260,15 +271,16 @@ async def _report_obstacles(runtimes: dict[str, Runtime]) -> None:
             say(f"the {name} runtime is unavailable: {obstacle}")
 
 
-def _greet(options: UpOptions, facts: dict[str, object]) -> None:
+def _greet(options: UpOptions, facts: dict[str, object], first_access: FirstAccess | None) -> None:
     """What a person needs next. Secrets only on a terminal: a log file is no place for them."""
     say(f"control plane on {facts['api_base']}")
     if facts["metrics_url"] is not None:
         say(f"metrics on {facts['metrics_url']}")
     gateway = "off" if facts["ssh_host"] is None else f"on {facts['ssh_host']} port {facts['ssh_port']}"
     say(f"SSH gateway {gateway}")
-    if "token" in facts:
+    if first_access is not None:
         if sys.stderr.isatty() and options.log_format != JSON:
+            say(f"first start: sign in at {facts['web_base']}{first_access.link_path} (works once, for 15 minutes)")
             say(f"first start: admin {facts['admin_email']}, password {facts['admin_password']}")
             say(f"first start: API token {facts['token']} (both are shown this once)")
         elif options.ready_file is not None:
@@ -276,7 +288,7 @@ def _greet(options: UpOptions, facts: dict[str, object]) -> None:
         else:
             say(
                 f"first start: made the admin {facts['admin_email']}; the password is shown on a terminal only "
-                "(another admin: runcode-server user create EMAIL --admin)"
+                f"(to sign in: runcode-server user sign-in-link {facts['admin_email']})"
             )
     say(
         "to sign a client in: "

@@ -1,6 +1,7 @@
-"""The operator's verbs beside `up`: users, tokens, workspaces, on the same database while the server runs.
+"""The operator's verbs beside `up`: workspaces, on the same database while the server runs.
 
-Those for sessions and activity are in `activity_verbs`, and handed on by `main`'s look-up here.
+Those for people and tokens are in `identity_verbs`, those for sessions and activity in `activity_verbs`; `main` finds
+all of them here.
 
 Owns: what each verb does and what it answers. Every answer is a JSON-able value
 and a text for people; `main` prints one of them. The rules are the control
@@ -10,21 +11,34 @@ plane's services'; nothing here decides.
 from __future__ import annotations
 
 import asyncio
-import datetime
-import secrets
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Awaitable, Callable
 
 from runcode.controlplane.plane import ControlPlane
-from runcode.controlplane.records import TokenRecord, UserRecord, WorkspaceRecord
-from runcode.controlplane.services.tokens import TokenBounds
+from runcode.controlplane.records import WorkspaceRecord
 from runcode.controlplane.states import DELETED, RUNNING
 from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import Endpoint, TcpEndpoint, UnixEndpoint
 from runcode.server.activity_verbs import list_activity, list_sessions, revoke_sessions
 from runcode.server.data_folder import DataFolder
+from runcode.server.identity_verbs import (
+    create_sign_in_link,
+    create_token,
+    create_user,
+    disable_user,
+    enable_user,
+    first_admin,
+    invite_user,
+    link_identity,
+    list_tokens,
+    list_users,
+    revoke_token,
+    set_password,
+    sign_user_out,
+    unlink_identities,
+)
 from runcode.server.installed_runtimes import require_runtime_name
 from runcode.server.rendering import Answer, render_table, render_time
 
@@ -33,89 +47,28 @@ WAIT_S = 60.0
 _POLL_S = 0.05
 
 
-__all__ = ["Answer", "Verb", "list_activity", "list_sessions", "revoke_sessions"]
+__all__ = [
+    "Answer",
+    "Verb",
+    "create_sign_in_link",
+    "create_token",
+    "create_user",
+    "disable_user",
+    "enable_user",
+    "invite_user",
+    "link_identity",
+    "list_activity",
+    "list_sessions",
+    "list_tokens",
+    "list_users",
+    "revoke_sessions",
+    "revoke_token",
+    "set_password",
+    "sign_user_out",
+    "unlink_identities",
+]
 
 Verb = Callable[[ControlPlane, DataFolder, Namespace], Awaitable[Answer]]
-
-
-# ---------------------------------------------------------------- users
-
-
-async def create_user(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
-    password = _choose_password(options)
-    user = await plane.users.create_user(options.email, password, admin=options.admin)
-    return _tell_password(user, f"created {user.email}" + (" (admin)" if user.is_admin else ""), password, options)
-
-
-async def set_password(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
-    password = _choose_password(options)
-    user = await plane.users.set_password(options.email, password)
-    return _tell_password(user, f"{user.email} has another password", password, options)
-
-
-def _choose_password(options: Namespace) -> str:
-    return sys.stdin.readline().rstrip("\n") if options.password_stdin else secrets.token_urlsafe(18)
-
-
-def _tell_password(user: UserRecord, text: str, password: str, options: Namespace) -> Answer:
-    value = _user(user)
-    if not options.password_stdin:
-        value["password"] = password
-        text += f"\npassword: {password}   (shown this once)"
-    return Answer(value=value, text=text)
-
-
-async def list_users(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
-    users = await plane.users.list_users()
-    rows = [
-        (user.email, "admin" if user.is_admin else "", "disabled" if user.disabled_at else "active") for user in users
-    ]
-    return Answer(value=[_user(user) for user in users], text=render_table(("E-MAIL", "ROLE", "STATE"), rows))
-
-
-async def disable_user(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
-    user = await plane.users.disable_user(options.email)
-    return Answer(value=_user(user), text=f"disabled {user.email}; their live connections are cut")
-
-
-async def enable_user(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
-    user = await plane.users.enable_user(options.email)
-    return Answer(value=_user(user), text=f"enabled {user.email}")
-
-
-# ---------------------------------------------------------------- tokens
-
-
-async def create_token(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
-    email = options.user or await _first_admin(plane)
-    expires_at = None
-    if options.expires_days is not None:
-        expires_at = plane.clock.now() + datetime.timedelta(days=options.expires_days)
-    made = await plane.tokens.create_token(email, options.name, bounds=TokenBounds(expires_at=expires_at))
-    # The text is the token alone, so that it can be piped into `runcode login --paste`.
-    return Answer(value={**_token(made.record), "token": made.plaintext}, text=made.plaintext)
-
-
-async def list_tokens(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
-    tokens = await plane.tokens.list_tokens(options.user)
-    rows = [
-        (
-            str(token.id),
-            token.user_email,
-            token.name,
-            _token_state(token, plane.clock.now()),
-            render_time(token.last_used_at),
-        )
-        for token in tokens
-    ]
-    return Answer(
-        value=[_token(token) for token in tokens], text=render_table(("ID", "USER", "NAME", "STATE", "LAST USED"), rows)
-    )
-
-
-async def revoke_token(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
-    token = await plane.tokens.revoke_token(options.id)
-    return Answer(value=_token(token), text=f"revoked token {token.id}; what it had opened is cut")
 
 
 # ---------------------------------------------------------------- workspaces
@@ -124,7 +77,7 @@ async def revoke_token(plane: ControlPlane, folder: DataFolder, options: Namespa
 async def create_workspace(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
     workspace = await plane.workspaces.create_workspace(
         options.title,
-        options.owner or await _first_admin(plane),
+        options.owner or await first_admin(plane),
         runtime=require_runtime_name(options.runtime),
         custom_title=options.custom_title,
     )
@@ -226,44 +179,7 @@ def _overtaken(asked: WorkspaceRecord, found: WorkspaceRecord | None) -> RunCode
     )
 
 
-async def _first_admin(plane: ControlPlane) -> str:
-    for user in await plane.users.list_users():
-        if user.is_admin and user.disabled_at is None:
-            return user.email
-    raise RunCodeError(
-        "not_found", "there is no active admin to act for", resolution="name a user, or `user create EMAIL --admin`"
-    )
-
-
 # ---------------------------------------------------------------- rendering
-
-
-def _user(user: UserRecord) -> dict[str, object]:
-    return {
-        "id": user.id,
-        "email": user.email,
-        "admin": user.is_admin,
-        "created_at": render_time(user.created_at),
-        "disabled_at": render_time(user.disabled_at) or None,
-    }
-
-
-def _token(token: TokenRecord) -> dict[str, object]:
-    return {
-        "id": token.id,
-        "email": token.user_email,
-        "name": token.name,
-        "created_at": render_time(token.created_at),
-        "last_used_at": render_time(token.last_used_at) or None,
-        "expires_at": render_time(token.expires_at) or None,
-        "revoked_at": render_time(token.revoked_at) or None,
-    }
-
-
-def _token_state(token: TokenRecord, now: datetime.datetime) -> str:
-    if token.revoked_at is not None:
-        return "revoked"
-    return "expired" if token.expires_at is not None and token.expires_at <= now else "active"
 
 
 def _workspace(workspace: WorkspaceRecord) -> dict[str, object]:

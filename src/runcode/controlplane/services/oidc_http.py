@@ -30,6 +30,8 @@ from runcode.core.errors import RunCodeError
 ANSWER_MAX: Final = 256 * 1024
 EXCHANGE_S: Final = 10.0
 _TIMEOUT = httpx.Timeout(5.0)
+# RFC 6052: a network that translates hands it on to the IPv4 address within.
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
@@ -81,15 +83,14 @@ class GuardedTransport(httpx.AsyncBaseTransport):
         return addresses[0]
 
 
-def make_client_options(transport: httpx.AsyncBaseTransport) -> dict[str, object]:
-    """For `httpx.AsyncClient` and what is built on it."""
-    return {
-        "transport": transport,
-        "timeout": _TIMEOUT,
-        "follow_redirects": False,
-        "trust_env": False,
-        "headers": {"Accept-Encoding": "identity", "Accept": "application/json"},
-    }
+def make_client(transport: httpx.AsyncBaseTransport) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        transport=transport,
+        timeout=_TIMEOUT,
+        follow_redirects=False,
+        trust_env=False,
+        headers={"Accept-Encoding": "identity", "Accept": "application/json"},
+    )
 
 
 def require_provider_url(raw_url: object, *, issuer_host: str) -> str:
@@ -128,6 +129,8 @@ def _is_public(raw_address: str) -> bool:
     address = ipaddress.ip_address(raw_address.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address):
         inner = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
+        if address in _NAT64:
+            inner = ipaddress.IPv4Address(address.packed[-4:])
         if inner is not None and not _is_public(str(inner)):
             return False
     return address.is_global and not address.is_multicast

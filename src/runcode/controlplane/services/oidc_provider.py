@@ -1,7 +1,7 @@
 """One OpenID provider, as its documents and its signed answers say: discovery, keys, code for claims.
 
 Owns: what is believed of it, and for how long. Called by `oidc`, never inside a
-transaction. Authlib and joserfc do the protocol; what they are asked to check stands here.
+transaction. Authlib and joserfc know the protocol; what they are asked to check stands here.
 
 Threat: an ID token that is unsigned, signed by a key or an algorithm of somebody
 else's choice, for another client, another sign-in, of another issuer, or old; a
@@ -17,16 +17,16 @@ Source: OpenID Connect Core 1.0 §3.1.3.7, Discovery 1.0 §4, RFC 7636, RFC 9207
 from __future__ import annotations
 
 import asyncio
+import base64
 import hmac
 import json
 import time
 from collections.abc import Callable
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import quote_plus, urlsplit
 
 import httpx
-from authlib.integrations.base_client.errors import OAuthError
-from authlib.integrations.httpx_client import AsyncOAuth2Client
+from authlib.oauth2.rfc6749.parameters import prepare_grant_uri
 from authlib.oauth2.rfc7636 import create_s256_code_challenge
 from authlib.oidc.core import CodeIDToken
 from joserfc import jwt
@@ -39,7 +39,7 @@ from runcode.controlplane.services.identities import parse_subject
 from runcode.controlplane.services.oidc_http import (
     EXCHANGE_S,
     GuardedTransport,
-    make_client_options,
+    make_client,
     require_provider_url,
     unreachable,
     unusable,
@@ -78,18 +78,19 @@ class OidcProvider:
         """Where the browser goes. Raises `unavailable`."""
         document = await self._load_document()
         endpoint = self._endpoint(document, "authorization_endpoint")
-        async with self._make_client(document) as client:
-            url, _ = client.create_authorization_url(
+        return str(
+            prepare_grant_uri(
                 endpoint,
-                redirect_uri=attempt.redirect_uri,
-                response_type="code",
-                scope="openid email",
-                state=attempt.state,
+                self.settings.client_id,
+                "code",
+                attempt.redirect_uri,
+                "openid email",
+                attempt.state,
                 nonce=attempt.nonce,
                 code_challenge=create_s256_code_challenge(attempt.verifier),
                 code_challenge_method="S256",
             )
-        return str(url)
+        )
 
     async def require_issuer(self, raw_issuer: str | None) -> None:
         """RFC 9207: the answer says whose it is. Raises `forbidden` for another's (a mix-up)."""
@@ -102,13 +103,7 @@ class OidcProvider:
     async def redeem(self, code: str, attempt: Attempt) -> Claims:
         """Code for claims. Raises `forbidden` for whatever does not hold, `unavailable` for a provider that fails."""
         document = await self._load_document()
-        endpoint = self._endpoint(document, "token_endpoint")
-        async with self._make_client(document) as client:
-            answer = await self._exchange(
-                lambda: client.fetch_token(
-                    endpoint, code=code, code_verifier=attempt.verifier, redirect_uri=attempt.redirect_uri
-                )
-            )
+        answer = await self._exchange_code(document, code, attempt)
         claims = await self._verify(document, answer, attempt)
         subject = parse_subject(claims.get("sub"))
         if "email" not in claims and "userinfo_endpoint" in document:
@@ -205,40 +200,53 @@ class OidcProvider:
     def _endpoint(self, document: dict[str, Any], name: str) -> str:
         return require_provider_url(document.get(name), issuer_host=self._issuer_host)
 
+    async def _exchange_code(self, document: dict[str, Any], code: str, attempt: Attempt) -> dict[str, Any]:
+        settings = self.settings
+        fields = {
+            "grant_type": "authorization_code",
+            "code": code,
+            "redirect_uri": attempt.redirect_uri,
+            "code_verifier": attempt.verifier,
+        }
+        headers = {}
+        offered = document.get("token_endpoint_auth_methods_supported")
+        methods = offered if isinstance(offered, list) else ["client_secret_basic"]
+        if "client_secret_basic" in methods or "client_secret_post" not in methods:
+            # RFC 6749 §2.3.1: each half encoded like a form's field first, which Authlib leaves out.
+            pair = f"{quote_plus(settings.client_id)}:{quote_plus(settings.client_secret)}"
+            headers["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
+        else:
+            fields |= {"client_id": settings.client_id, "client_secret": settings.client_secret}
+        status, value = await self._ask("POST", self._endpoint(document, "token_endpoint"), headers, fields)
+        if status in (400, 401, 403):
+            raise _refuse("it takes this code back from nobody")
+        if status != 200 or value is None:
+            raise unusable("it is not what a provider says")
+        return value
+
     async def _get_json(self, url: str, headers: dict[str, str] | None = None) -> dict[str, Any]:
-        async with httpx.AsyncClient(**make_client_options(_Kept(self._transport))) as client:  # type: ignore[arg-type]
-            answer: httpx.Response = await self._exchange(lambda: client.get(url, headers=headers))
-        try:
-            value = json.loads(answer.content) if answer.status_code == 200 else None
-        except (ValueError, RecursionError):
-            value = None
-        if not isinstance(value, dict):
+        status, value = await self._ask("GET", url, headers or {})
+        if status != 200 or value is None:
             raise unusable("it is not a document of an OpenID provider")
         return value
 
-    def _make_client(self, document: dict[str, Any]) -> Any:
-        offered = document.get("token_endpoint_auth_methods_supported")
-        only_post = (
-            isinstance(offered, list) and "client_secret_basic" not in offered and "client_secret_post" in offered
-        )
-        return AsyncOAuth2Client(
-            client_id=self.settings.client_id,
-            client_secret=self.settings.client_secret,
-            token_endpoint_auth_method="client_secret_post" if only_post else "client_secret_basic",
-            **make_client_options(_Kept(self._transport)),
-        )
-
-    async def _exchange(self, call: Callable[[], Any]) -> Any:
-        """One call there. What it means is ours to say: an exception's text may hold a code or a secret."""
+    async def _ask(
+        self, method: str, url: str, headers: dict[str, str], fields: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, Any] | None]:
+        """(status, the JSON object that came). An exception's text may hold a code or a secret: none goes on."""
         try:
-            async with asyncio.timeout(EXCHANGE_S):
-                return await call()
-        except OAuthError as error:
-            raise _refuse("it takes this code back from nobody") from error
+            async with asyncio.timeout(EXCHANGE_S), self._client() as client:
+                answer = await client.request(method, url, headers=headers, data=fields)
         except (TimeoutError, httpx.HTTPError, OSError) as error:
             raise unreachable() from error
-        except (ValueError, TypeError, KeyError) as error:
-            raise unusable("it is not what a provider says") from error
+        try:
+            value = json.loads(answer.content)
+        except (ValueError, RecursionError):
+            value = None
+        return answer.status_code, value if isinstance(value, dict) else None
+
+    def _client(self) -> httpx.AsyncClient:
+        return make_client(_Kept(self._transport))
 
 
 class _Kept(httpx.AsyncBaseTransport):

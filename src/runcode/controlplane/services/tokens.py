@@ -137,13 +137,18 @@ class Tokens:
         """Every live token of the signed-in person. Returns how many that were."""
         require_browser(caller)
         async with self._store.write() as session:
-            rows = (
-                await session.scalars(
-                    select(TokenRow).where(TokenRow.user_id == caller.user_id, TokenRow.revoked_at.is_(None))
-                )
-            ).all()
-            for row in rows:
-                await self.revoke_row(session, row, caller=caller)
+            return await self._revoke_all(session, caller.user_id, caller)
+
+    async def revoke_all_of(self, email: str) -> int:
+        """For the operator: every live token of a user. Returns how many that were."""
+        async with self._store.write() as session:
+            return await self._revoke_all(session, (await load_user(session, email)).id, None)
+
+    async def _revoke_all(self, session: AsyncSession, user_id: int, caller: Caller | None) -> int:
+        which = TokenRow.user_id == user_id, TokenRow.revoked_at.is_(None)
+        rows = (await session.scalars(select(TokenRow).where(*which))).all()
+        for row in rows:
+            await self.revoke_row(session, row, caller=caller)
         return len(rows)
 
     async def revoke_token(self, token_id: int, *, caller: Caller | None = None) -> TokenRecord:

@@ -32,6 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from runcode.controlplane.clock import Clock
 from runcode.controlplane.records import Caller
 from runcode.controlplane.services import audit
+from runcode.controlplane.services.users import load_user
 from runcode.controlplane.services.withdrawals import end_web_sessions
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import UserRow, WebSessionRow
@@ -199,6 +200,19 @@ class WebSessions:
             await end_web_sessions(session, now, WebSessionRow.id.in_(going))
             detail: audit.Detail = {"web_sessions": len(going)}
             await audit.note(session, audit.SIGNED_OUT, now, caller=caller, detail=detail)
+        return len(going)
+
+    async def end_all_of(self, email: str, *, caller: Caller | None = None) -> int:
+        """For the operator and admins: sign somebody out everywhere. Returns how many browsers that were."""
+        if caller is not None and not (caller.is_admin and caller.web_session_id is not None):
+            raise RunCodeError("forbidden", "only an admin may sign others out")
+        async with self._store.write() as session:
+            user = await load_user(session, email)
+            going = [row.id for row in await self._load_live(session, user.id)]
+            now = self._clock.now()
+            await end_web_sessions(session, now, WebSessionRow.id.in_(going))
+            detail: audit.Detail = {"web_sessions": len(going)}
+            await audit.note(session, audit.SIGNED_OUT, now, caller=caller, user_id=user.id, detail=detail)
         return len(going)
 
     async def close(self) -> None:
