@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from runcode.controlplane.edge import Edge, install_error_answers
 from runcode.controlplane.plane import ControlPlane
-from runcode.controlplane.routes import api, cli_login, docs, pages
+from runcode.controlplane.routes import admin_api, api, cli_login, docs, pages, sharing_api, workspace_api
 
 
 def make_app(plane: ControlPlane) -> FastAPI:
@@ -18,6 +18,10 @@ def make_app(plane: ControlPlane) -> FastAPI:
     app = FastAPI(title="RunCode", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.plane = plane
     app.include_router(api.router)
+    # After `api`, whose `/workspace/start` and `/stop` are no ids.
+    app.include_router(workspace_api.router)
+    app.include_router(sharing_api.router)
+    app.include_router(admin_api.router)
     app.include_router(cli_login.router)
     app.include_router(docs.router)
     app.include_router(pages.router)

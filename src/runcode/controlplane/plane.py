@@ -66,7 +66,7 @@ class ControlPlane:
         self.workspaces = Workspaces(store, clock, self.shares, self.offers, settings.workspaces)
         self.teams = Teams(store, clock, made_by_anyone=settings.teams_by_anyone)
         self.quotas = Quotas(store, clock, settings.workspaces.quotas)
-        self.people = People(self.users)
+        self.people = People(store, self.users, self.quotas)
         self.sessions = Sessions(store, clock, self.ssh_endpoint, settings.sessions)
         self.live_sessions = LiveSessions(store, clock, self.sessions)
         self.admission = Admission(store, clock)
