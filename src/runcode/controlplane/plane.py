@@ -20,6 +20,7 @@ from runcode.controlplane.services.bootstrap import InitialAccess, initialise
 from runcode.controlplane.services.browser_logins import BrowserLogins
 from runcode.controlplane.services.certificates import Certificates, load_authorities
 from runcode.controlplane.services.events import Events
+from runcode.controlplane.services.idle import IdleStops
 from runcode.controlplane.services.live_sessions import LiveSessions
 from runcode.controlplane.services.offers import RuntimeOffers
 from runcode.controlplane.services.people import People
@@ -71,6 +72,7 @@ class ControlPlane:
         self.live_sessions = LiveSessions(store, clock, self.sessions)
         self.admission = Admission(store, clock)
         self.events = Events(store, clock)
+        self.idle_stops = IdleStops(store, clock, default_s=settings.workspaces.idle_stop_after_s)
         self.certificates = Certificates(self.admission, clock, client_ca=client_ca, workspace_ca=workspace_ca)
         self.changes = ChangeFeed(store)
         # Started by the server only: a verb of the operator's prunes nothing.
