@@ -25,9 +25,11 @@ import asyncssh
 import uvicorn
 
 from runcode.controlplane.app import make_app
+from runcode.controlplane.idle_watch import IdleWatch
 from runcode.controlplane.plane import ControlPlane, ControlPlaneSettings
 from runcode.controlplane.reconciler import Reconciler
 from runcode.controlplane.retention import RetentionPolicy
+from runcode.controlplane.services.offers import RuntimeOffer
 from runcode.core.errors import RunCodeError
 from runcode.core.values import Value
 from runcode.gateway.recorder import SERVER_ENDED
@@ -38,6 +40,8 @@ from runcode.server.data_folder import DataFolder, translated_os_errors, write_p
 from runcode.server.directory import InProcessDirectory, InProcessEventSink
 from runcode.server.installed_runtimes import load_runtimes
 from runcode.server.listeners import Address, bind, bound_address
+from runcode.server.workspace_options import WorkspaceOptions
+from runcode.server.workspace_policy import make_policy
 
 _log = logging.getLogger(__name__)
 ANSWER_TIMEOUT_S = 15.0
@@ -63,6 +67,7 @@ class UpOptions(Value):
     min_free_bytes: int | None = None
     keep_events: int | None = None
     keep_ended_sessions_s: int | None = None
+    workspaces: WorkspaceOptions = WorkspaceOptions()
 
 
 class FirstAccess(Value):
@@ -113,7 +118,7 @@ async def _run(
         stack.push_async_callback(runtime.close)
         if isinstance(runtime, OutboundNetworkSwitch):
             runtime.allow_outbound_network(options.box_network)
-    await _report_obstacles(runtimes)
+    plane.offers.set(await _report_obstacles(runtimes))
 
     reconciler = Reconciler(
         plane.store,
@@ -121,6 +126,7 @@ async def _run(
         runtimes,
         workspace_ca=plane.certificates.workspace_ca_line,
         clock=plane.clock,
+        sizes=plane.workspaces.policy.sizes,
     )
     await reconciler.start()
     # On the way out, in this order: no new calls, connections drained and cut, boxes stopped.
@@ -128,6 +134,7 @@ async def _run(
 
     plane.retention.start()
     facts: dict[str, object] = {"ssh_host": None, "ssh_port": None}
+    gateway: GatewayServer | None = None
     if ssh is None:
         # A gateway does this at its start; without one, what a killed server left open ends here.
         await plane.events.end_missing(EMBEDDED, (), SERVER_ENDED)
@@ -145,6 +152,14 @@ async def _run(
             public = Address(host=public.host, port=ssh.getsockname()[1])
         plane.ssh_endpoint.set(public.host, public.port, (_public_line(folder.gateway_host_key),))
         facts = {"ssh_host": public.host, "ssh_port": public.port}
+
+    idle = IdleWatch(
+        plane.idle_stops,
+        runtimes,
+        find_quiet_s=lambda workspace_id: None if gateway is None else gateway.find_use(workspace_id).quiet_s,
+    )
+    idle.start()
+    stack.push_async_callback(idle.close)
 
     base = options.public_url or f"http://{bound_address(http, options.http).text}"
     facts = {"api_base": base, "web_base": base, **facts}
@@ -209,7 +224,12 @@ def _settings(folder: DataFolder, options: UpOptions) -> ControlPlaneSettings:
     if options.keep_ended_sessions_s is not None:
         retention = replace(retention, ended_sessions_for=datetime.timedelta(seconds=options.keep_ended_sessions_s))
     return ControlPlaneSettings(
-        database=folder.database, keys_folder=folder.keys, public_url=options.public_url, retention=retention
+        database=folder.database,
+        keys_folder=folder.keys,
+        public_url=options.public_url,
+        retention=retention,
+        workspaces=make_policy(folder.path, options.workspaces),
+        teams_by_anyone=options.workspaces.teams_by_anyone,
     )
 
 
@@ -279,12 +299,15 @@ def _catch_signals() -> asyncio.Event:
     return ending
 
 
-async def _report_obstacles(runtimes: dict[str, Runtime]) -> None:
+async def _report_obstacles(runtimes: dict[str, Runtime]) -> list[RuntimeOffer]:
     """Workspaces that cannot run here are no reason not to serve the others; the operator hears why."""
+    offers = []
     for name, runtime in runtimes.items():
         obstacle = await asyncio.to_thread(runtime.find_obstacle)
+        offers.append(RuntimeOffer(name, runtime.capabilities, obstacle))
         if obstacle is not None:
             print(f"runcode-server: the {name} runtime is unavailable: {obstacle}", file=sys.stderr, flush=True)
+    return offers
 
 
 def _greet(options: UpOptions, facts: dict[str, object]) -> None:
