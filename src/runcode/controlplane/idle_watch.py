@@ -20,7 +20,6 @@ from runcode.runtimes.base import ActivityProbe, Runtime
 
 _log = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 30.0
 _PROBE_S = 10.0
 _PROBES_AT_ONCE = 8
 
@@ -37,7 +36,7 @@ class IdleWatch:
         runtimes: Mapping[str, Runtime],
         *,
         find_quiet_s: QuietSince = lambda _workspace_id: None,
-        look_every_s: float = LOOK_EVERY_S,
+        look_every_s: float = 30.0,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stops = stops

@@ -157,6 +157,7 @@ async def _run(
         plane.idle_stops,
         runtimes,
         find_quiet_s=lambda workspace_id: None if gateway is None else gateway.find_use(workspace_id).quiet_s,
+        look_every_s=options.workspaces.idle_look_every_s,
     )
     idle.start()
     stack.push_async_callback(idle.close)

@@ -25,6 +25,7 @@ class WorkspaceOptions(Value):
     running_per_user: int | None = None
     idle_stop_after_s: int | None = None
     teams_by_anyone: bool = True
+    idle_look_every_s: int = 30
 
 
 def add_up_options(up: argparse.ArgumentParser) -> None:
@@ -46,6 +47,8 @@ def add_up_options(up: argparse.ArgumentParser) -> None:
         default="anyone",
         help="who may make a team (default: %(default)s)",
     )
+    # For tests, which have less patience.
+    up.add_argument("--idle-look-every-s", type=parse_count, default=30, help=argparse.SUPPRESS)
 
 
 def read_up_options(options: argparse.Namespace) -> WorkspaceOptions:
@@ -54,6 +57,7 @@ def read_up_options(options: argparse.Namespace) -> WorkspaceOptions:
         running_per_user=options.running_per_user,
         idle_stop_after_s=options.idle_stop_after or None,
         teams_by_anyone=options.teams_by == "anyone",
+        idle_look_every_s=max(1, options.idle_look_every_s),
     )
 
 
