@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from runcode.controlplane.edge import Edge, EdgeSettings, install_error_answers
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.routes import (
+    admin_api,
     api,
     api_activity,
     cli_login,
@@ -25,7 +26,9 @@ from runcode.controlplane.routes import (
     pages_teams,
     pages_tokens,
     pages_workspaces,
+    sharing_api,
     sign_in,
+    workspace_api,
 )
 
 
@@ -37,6 +40,10 @@ def make_app(plane: ControlPlane, settings: EdgeSettings | None = None, *, metri
     app.state.plane = plane
     app.state.limits = settings.limits
     app.include_router(api.router)
+    # After `api`, whose `/workspace/start` and `/stop` are no ids.
+    app.include_router(workspace_api.router)
+    app.include_router(sharing_api.router)
+    app.include_router(admin_api.router)
     app.include_router(api_activity.router)
     app.include_router(sign_in.router)
     app.include_router(oidc_login.router)

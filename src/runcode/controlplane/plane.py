@@ -26,6 +26,7 @@ from runcode.controlplane.services.certificates import Certificates, load_author
 from runcode.controlplane.services.device_logins import DeviceLogins
 from runcode.controlplane.services.events import Events
 from runcode.controlplane.services.identities import Identities
+from runcode.controlplane.services.idle import IdleStops
 from runcode.controlplane.services.live_sessions import LiveSessions
 from runcode.controlplane.services.offers import RuntimeOffers
 from runcode.controlplane.services.oidc import OidcSignIns
@@ -96,12 +97,13 @@ class ControlPlane:
         self.workspaces = Workspaces(store, clock, self.shares, self.offers, settings.workspaces)
         self.teams = Teams(store, clock, made_by_anyone=settings.teams_by_anyone)
         self.quotas = Quotas(store, clock, settings.workspaces.quotas)
-        self.people = People(self.users)
+        self.people = People(store, self.users, self.quotas)
         self.sessions = Sessions(store, clock, self.ssh_endpoint, settings.sessions)
         self.live_sessions = LiveSessions(store, clock, self.sessions)
         self.admission = Admission(store, clock)
         self.events = Events(store, clock, settings.masking)
         self.timeline = Timeline(store)
+        self.idle_stops = IdleStops(store, clock, default_s=settings.workspaces.idle_stop_after_s)
         self.certificates = Certificates(self.admission, clock, client_ca=client_ca, workspace_ca=workspace_ca)
         self.changes = ChangeFeed(store)
         # Started by the server only: a verb of the operator's prunes nothing.

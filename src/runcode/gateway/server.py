@@ -24,9 +24,9 @@ from runcode.gateway.asyncssh_check import require_known_asyncssh
 from runcode.gateway.asyncssh_internals import SIGNATURE_ALGORITHMS, ClientLeg
 from runcode.gateway.connection import GatewayContext
 from runcode.gateway.directory import Directory
-from runcode.gateway.events import EventSink, NoSink
+from runcode.gateway.events import NOTE, USED, EventSink, GatewayEvent, NoSink
 from runcode.gateway.lobby import Lobby
-from runcode.gateway.recorder import EventRecorder
+from runcode.gateway.recorder import EventRecorder, new_subject_id
 from runcode.gateway.registry import ConnectionRegistry
 from runcode.gateway.ssh_server import ClientCallbacks
 from runcode.gateway.usage import UsageWatch, WorkspaceUse
@@ -83,7 +83,7 @@ class GatewayServer:
         self._connect_unix = connect_unix
         self._clock = clock or (lambda: datetime.datetime.now(datetime.timezone.utc))
         self._recorder = EventRecorder(events or NoSink(), gateway=name, clock=self._clock)
-        self._usage = UsageWatch(self._registry)
+        self._usage = UsageWatch(self._registry, report=self._report_use)
         self._listener: asyncio.Server | None = None
         # Weak: asyncio holds a leg for as long as its socket is open.
         self._legs: weakref.WeakSet[ClientLeg] = weakref.WeakSet()
@@ -160,6 +160,18 @@ class GatewayServer:
     def find_use(self, workspace_id: int) -> WorkspaceUse:
         """What this gateway knows of a workspace's use, for whoever stops idle ones."""
         return self._usage.find_use(workspace_id)
+
+    def _report_use(self, workspace_id: int, ago_s: float) -> None:
+        self._recorder.put(
+            GatewayEvent(
+                kind=USED,
+                phase=NOTE,
+                subject_id=new_subject_id(),
+                at=self._clock() - datetime.timedelta(seconds=ago_s),
+                detail={},
+                workspace_id=workspace_id,
+            )
+        )
 
     async def _wait_until_empty(self, patience_s: float) -> None:
         try:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NoReturn
 from runcode import __version__
 from runcode.core.errors import RunCodeError
 from runcode.core.terminal import printable, printable_lines
+from runcode.server.workspace_options import add_up_options, parse_idle, parse_limit, read_up_options
 
 if TYPE_CHECKING:
     from runcode.server.front import FrontOptions
@@ -112,6 +113,7 @@ def _run_up(options: argparse.Namespace) -> int:
             keep_ended_sessions_s=options.keep_ended_sessions_s,
             oidc=oidc,
             oidc_policy=oidc_policy,
+            workspaces=read_up_options(options),
         )
     )
 
@@ -148,6 +150,7 @@ def _run_verb(options: argparse.Namespace) -> int:
     from runcode.controlplane.plane import ControlPlane, ControlPlaneSettings
     from runcode.server import verbs
     from runcode.server.data_folder import DataFolder
+    from runcode.server.workspace_policy import make_policy
 
     _set_up_logging(verbose=False)
     folder = DataFolder(_data_dir(options))
@@ -155,7 +158,9 @@ def _run_verb(options: argparse.Namespace) -> int:
     verb: verbs.Verb = getattr(verbs, options.verb)
 
     async def act() -> verbs.Answer:
-        settings = ControlPlaneSettings(database=folder.database, keys_folder=folder.keys)
+        settings = ControlPlaneSettings(
+            database=folder.database, keys_folder=folder.keys, workspaces=make_policy(folder.path)
+        )
         # A server of the version before may be running on this very database.
         plane = await ControlPlane.open(settings, upgrade=False)
         try:
@@ -237,6 +242,13 @@ def make_parser() -> argparse.ArgumentParser:
     _add_verb(user, "disable", "disable_user", "shut a user out, at once").add_argument("email", metavar="EMAIL")
     _add_verb(user, "enable", "enable_user", "let a disabled user in again").add_argument("email", metavar="EMAIL")
 
+    quota = _add_verb(user, "quota", "set_quota", "how many workspaces a user may have; without options: show it")
+    quota.add_argument("email", metavar="EMAIL")
+    for option, about in (("--workspaces", "may own"), ("--running", "may have running at once")):
+        quota.add_argument(
+            option, type=parse_limit, metavar="N", help=f"{about}: a number, or default (what `up` says)"
+        )
+
     token = _add_noun(nouns, "token", "API tokens, one for each machine of a person")
     create = _add_verb(token, "create", "create_token", "make one; prints it once, alone")
     create.add_argument("name", metavar="NAME", help="what it is for, such as laptop")
@@ -274,10 +286,19 @@ def make_parser() -> argparse.ArgumentParser:
 
     workspace = _add_noun(nouns, "workspace", "the boxes")
     create = _add_verb(workspace, "create", "create_workspace", "make one (stopped)")
-    create.add_argument("title", metavar="TITLE", help="its stable name: A-Z a-z 0-9 . _ -")
+    create.add_argument(
+        "title", nargs="?", metavar="TITLE", help="its stable name: A-Z a-z 0-9 . _ - (default: one is made up)"
+    )
     create.add_argument("--runtime", default="local", help="what runs it (default: local)")
     create.add_argument("--owner", metavar="EMAIL", help="whose (default: the first admin)")
     create.add_argument("--custom-title", default="", metavar="TEXT", help="a free name for people")
+    create.add_argument("--size", metavar="SIZE", help="how much its box may take (default: standard)")
+    create.add_argument(
+        "--idle",
+        type=parse_idle,
+        metavar="TIME",
+        help="stop it after so long without use: 30m, 12h, never, or default (what `up` says)",
+    )
     _add_verb(workspace, "list", "list_workspaces", "list all")
     for verb, action, about in (
         ("start", "start_workspace", "boot it"),
@@ -287,13 +308,36 @@ def make_parser() -> argparse.ArgumentParser:
         power = _add_verb(workspace, verb, action, about)
         power.add_argument("workspace", metavar="WS", help="title or id")
         power.add_argument("--no-wait", action="store_true", help="return before it is done")
-    share = _add_verb(workspace, "share", "share_workspace", "let somebody else in")
-    share.add_argument("workspace", metavar="WS", help="title or id")
-    share.add_argument("email", metavar="EMAIL")
-    share.add_argument("--role", choices=("use", "manage"), default="use", help="manage: may also stop it")
+    change = _add_verb(workspace, "set", "change_workspace", "change its size, idle time or name for people")
+    change.add_argument("workspace", metavar="WS", help="title or id")
+    change.add_argument("--custom-title", metavar="TEXT", help="a free name for people")
+    change.add_argument("--size", metavar="SIZE", help="from its next start on")
+    change.add_argument("--idle", type=parse_idle, metavar="TIME", help="30m, 12h, never, or default (what `up` says)")
+    share = _add_verb(workspace, "share", "share_workspace", "let somebody else in, or a team")
     unshare = _add_verb(workspace, "unshare", "unshare_workspace", "shut them out again, at once")
-    unshare.add_argument("workspace", metavar="WS", help="title or id")
-    unshare.add_argument("email", metavar="EMAIL")
+    for sharing in (share, unshare):
+        sharing.add_argument("workspace", metavar="WS", help="title or id")
+        sharing.add_argument("email", nargs="?", metavar="EMAIL")
+        sharing.add_argument("--team", metavar="TEAM", help="a team instead: name or id")
+    share.add_argument("--role", choices=("use", "manage"), default="use", help="manage: may also stop it")
+    _add_verb(workspace, "sizes", "list_sizes", "the sizes that this server offers")
+
+    team = _add_noun(nouns, "team", "people with whom a workspace is shared by one word")
+    create = _add_verb(team, "create", "create_team", "make one")
+    create.add_argument("name", metavar="NAME")
+    create.add_argument("--admin", metavar="EMAIL", help="its first admin (default: the first admin of the server)")
+    _add_verb(team, "list", "list_teams", "list all")
+    members = _add_verb(team, "members", "list_members", "who is in it")
+    add = _add_verb(team, "add", "add_member", "take somebody in, or change the role")
+    remove = _add_verb(team, "remove", "remove_member", "take somebody out, at once")
+    rename = _add_verb(team, "rename", "rename_team", "give it another name")
+    delete = _add_verb(team, "delete", "delete_team", "delete it with its shares; who came in by it is cut")
+    for about_one in (members, add, remove, rename, delete):
+        about_one.add_argument("team", metavar="TEAM", help="name or id")
+    for about_somebody in (add, remove):
+        about_somebody.add_argument("email", metavar="EMAIL")
+    add.add_argument("--role", choices=("member", "admin"), default="member", help="admin: may change the team")
+    rename.add_argument("name", metavar="NAME")
     return parser
 
 
@@ -337,6 +381,7 @@ def _add_up(nouns: argparse._SubParsersAction[_Parser]) -> None:
         metavar="DOMAIN",
         help="make an account for whoever has a verified e-mail address there (default: invited people only)",
     )
+    add_up_options(up)
     up.add_argument("--verbose", action="store_true", help="say more in the log")
     # For tests of full disks, and for operators of tiny ones.
     up.add_argument("--keep-ended-sessions-s", type=_positive, help=argparse.SUPPRESS)

@@ -24,9 +24,11 @@ from pathlib import Path
 
 import asyncssh
 
+from runcode.controlplane.idle_watch import IdleWatch
 from runcode.controlplane.plane import ControlPlane, ControlPlaneSettings
 from runcode.controlplane.reconciler import Reconciler
 from runcode.controlplane.retention import RetentionPolicy
+from runcode.controlplane.services.offers import RuntimeOffer
 from runcode.controlplane.services.oidc_records import OidcPolicy, OidcSettings
 from runcode.core.errors import RunCodeError
 from runcode.core.values import Value
@@ -40,6 +42,8 @@ from runcode.server.front import ANSWER_TIMEOUT_S, Front, FrontOptions, GatewayN
 from runcode.server.installed_runtimes import load_runtimes
 from runcode.server.listeners import Address, bind, bound_address
 from runcode.server.logs import JSON, TEXT, say
+from runcode.server.workspace_options import WorkspaceOptions
+from runcode.server.workspace_policy import make_policy
 
 _log = logging.getLogger(__name__)
 # Long enough for a command's last bytes, short enough for a person who pressed Ctrl-C.
@@ -63,6 +67,7 @@ class UpOptions(Value):
     keep_ended_sessions_s: int | None = None
     oidc: OidcSettings | None = None
     oidc_policy: OidcPolicy = OidcPolicy()
+    workspaces: WorkspaceOptions = WorkspaceOptions()
 
 
 class FirstAccess(Value):
@@ -115,7 +120,7 @@ async def _run(
         stack.push_async_callback(runtime.close)
         if isinstance(runtime, OutboundNetworkSwitch):
             runtime.allow_outbound_network(options.box_network)
-    await _report_obstacles(runtimes)
+    plane.offers.set(await _report_obstacles(runtimes))
 
     reconciler = Reconciler(
         plane.store,
@@ -124,6 +129,7 @@ async def _run(
         workspace_ca=plane.certificates.workspace_ca_line,
         clock=plane.clock,
         on_pass=plane.metrics.observe_pass,
+        sizes=plane.workspaces.policy.sizes,
     )
     await reconciler.start()
     plane.readiness.add("reconciler", lambda: reconciler.alive)
@@ -132,6 +138,7 @@ async def _run(
 
     plane.retention.start()
     facts: dict[str, object] = {"ssh_host": None, "ssh_port": None}
+    gateway: GatewayServer | None = None
     if ssh is None:
         # A gateway does this at its start; without one, what a killed server left open ends here.
         await plane.events.end_missing(EMBEDDED, (), SERVER_ENDED)
@@ -151,6 +158,15 @@ async def _run(
             public = Address(host=public.host, port=ssh.getsockname()[1])
         plane.ssh_endpoint.set(public.host, public.port, (_public_line(folder.gateway_host_key),))
         facts = {"ssh_host": public.host, "ssh_port": public.port}
+
+    idle = IdleWatch(
+        plane.idle_stops,
+        runtimes,
+        find_quiet_s=lambda workspace_id: None if gateway is None else gateway.find_use(workspace_id).quiet_s,
+        look_every_s=options.workspaces.idle_look_every_s,
+    )
+    idle.start()
+    stack.push_async_callback(idle.close)
 
     facts = {"api_base": front.base, "web_base": front.base, "metrics_url": front.metrics_url, **facts}
     front.serve(plane)
@@ -216,6 +232,8 @@ def _settings(folder: DataFolder, options: UpOptions) -> ControlPlaneSettings:
         retention=retention,
         oidc=options.oidc,
         oidc_policy=options.oidc_policy,
+        workspaces=make_policy(folder.path, options.workspaces),
+        teams_by_anyone=options.workspaces.teams_by_anyone,
     )
 
 
@@ -263,12 +281,15 @@ def _catch_signals(plane: ControlPlane, front: Front) -> asyncio.Event:
     return ending
 
 
-async def _report_obstacles(runtimes: dict[str, Runtime]) -> None:
+async def _report_obstacles(runtimes: dict[str, Runtime]) -> list[RuntimeOffer]:
     """Workspaces that cannot run here are no reason not to serve the others; the operator hears why."""
+    offers = []
     for name, runtime in runtimes.items():
         obstacle = await asyncio.to_thread(runtime.find_obstacle)
+        offers.append(RuntimeOffer(name, runtime.capabilities, obstacle))
         if obstacle is not None:
             say(f"the {name} runtime is unavailable: {obstacle}")
+    return offers
 
 
 def _greet(options: UpOptions, facts: dict[str, object], first_access: FirstAccess | None) -> None:

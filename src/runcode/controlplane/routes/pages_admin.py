@@ -2,7 +2,7 @@
 
     GET  /admin                     people, with their limits
     POST /admin/people              a new one, with a password that is shown this once
-    POST /admin/quota|disable|enable
+    POST /admin/people/ID/limits|disable|enable
     GET  /admin/sessions            who may connect now; POST /admin/sessions/ID/revoke
     GET  /admin/workspaces          everybody's
     GET  /admin/health              is the server ready, and the audit trail
@@ -47,29 +47,25 @@ async def create_person(request: Request, plane: Plane, caller: SignedInAdmin) -
     return await _people_page(request, plane, caller, made=made)
 
 
-@router.post("/quota")
-async def set_quota(request: Request, plane: Plane, caller: SignedInAdmin) -> Response:
+@router.post("/people/{raw_id}/limits")
+async def set_limits(raw_id: str, request: Request, plane: Plane, caller: SignedInAdmin) -> Response:
     form = await read_page_form(request)
-    await plane.quotas.set_quota(
-        find_field(form, "email"),
-        workspaces_max=_parse_limit(find_field(form, "workspaces_max")),
-        running_max=_parse_limit(find_field(form, "running_max")),
-        caller=caller,
-    )
+    limits = {name: _parse_limit(find_field(form, name)) for name in ("workspaces_max", "running_max")}
+    await plane.people.change_person(parse_id(raw_id), disabled=None, limits=limits, caller=caller)
     return back_to(ADMIN, "saved")
 
 
-@router.post("/disable")
-async def disable(request: Request, plane: Plane, caller: SignedInAdmin) -> Response:
-    form = await read_page_form(request)
-    await plane.people.set_disabled(find_field(form, "email"), True, caller=caller)
+@router.post("/people/{raw_id}/disable")
+async def disable(raw_id: str, request: Request, plane: Plane, caller: SignedInAdmin) -> Response:
+    await read_page_form(request)
+    await plane.people.change_person(parse_id(raw_id), disabled=True, limits={}, caller=caller)
     return back_to(ADMIN, "disabled")
 
 
-@router.post("/enable")
-async def enable(request: Request, plane: Plane, caller: SignedInAdmin) -> Response:
-    form = await read_page_form(request)
-    await plane.people.set_disabled(find_field(form, "email"), False, caller=caller)
+@router.post("/people/{raw_id}/enable")
+async def enable(raw_id: str, request: Request, plane: Plane, caller: SignedInAdmin) -> Response:
+    await read_page_form(request)
+    await plane.people.change_person(parse_id(raw_id), disabled=False, limits={}, caller=caller)
     return back_to(ADMIN, "enabled")
 
 

@@ -28,6 +28,13 @@ _EMAIL = re.compile(r"[a-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[a-z0-9](?:[a-z0-9.-]{0
 _RUNTIME = re.compile(r"[a-z][a-z0-9-]{0,39}", re.ASCII)
 
 
+class _Unset:
+    """An argument that was not given, where None means something."""
+
+
+UNSET = _Unset()
+
+
 def parse_email(raw_email: str) -> str:
     """Lower-cased, so that one mailbox is one user."""
     email = raw_email.strip().lower()

@@ -57,18 +57,25 @@ class Quotas:
         )
 
     async def set_quota(
-        self, email: str, *, workspaces_max: object, running_max: object, caller: Caller | None = None
+        self,
+        email: str,
+        *,
+        workspaces_max: object = inputs.UNSET,
+        running_max: object = inputs.UNSET,
+        caller: Caller | None = None,
     ) -> UserRecord:
         """Limits of their own for one person; None: the server's again. Nothing that runs is stopped."""
         access.require_admin(caller, SCOPE_MANAGE)
-        owned = inputs.parse_limit(workspaces_max, what="the limit of workspaces")
-        running = inputs.parse_limit(running_max, what="the limit of running workspaces")
+        given = {"workspaces_max": workspaces_max, "running_max": running_max}
+        limits = {
+            name: inputs.parse_limit(value, what=name) for name, value in given.items() if value is not inputs.UNSET
+        }
         async with self._store.write() as session:
             user = await load_user(session, email)
-            if (user.workspaces_max, user.running_max) != (owned, running):
-                user.workspaces_max, user.running_max = owned, running
-                detail: audit.Detail = {"user": user.email, "workspaces_max": owned, "running_max": running}
-                now = self._clock.now()
+            if any(getattr(user, name) != limit for name, limit in limits.items()):
+                for name, limit in limits.items():
+                    setattr(user, name, limit)
+                now, detail = self._clock.now(), {"user": user.email, **limits}
                 await audit.note(session, audit.USER_CHANGED, now, caller=caller, user_id=user.id, detail=detail)
             return as_record(user)
 

@@ -49,6 +49,7 @@ class Teams:
         self, name: str, *, admin_email: str | None = None, caller: Caller | None = None
     ) -> TeamRecord:
         """With the caller (or whom the operator names) as its first admin. Raises `conflict` for a name in use."""
+        access.require_scope(caller, SCOPE_READ)
         if self._made_by_anyone:
             access.require_scope(caller, SCOPE_MANAGE)
             access.require_whole_account(caller)

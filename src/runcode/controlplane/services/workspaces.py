@@ -54,13 +54,6 @@ DEFAULT_RUNTIME: Final = "local"
 _TITLE_ATTEMPTS: Final = 20
 
 
-class _Unset:
-    """An argument that was not given, where None means something."""
-
-
-UNSET: Final = _Unset()
-
-
 @dataclass(frozen=True)
 class WorkspacePolicy:
     """What this server offers and allows. `idle_stop_after_s` None: workspaces without a time of their own run on."""
@@ -176,13 +169,13 @@ class Workspaces:
         *,
         custom_title: str | None = None,
         size: str | None = None,
-        idle_stop_after_s: object = UNSET,
+        idle_stop_after_s: object = inputs.UNSET,
         caller: Caller | None = None,
     ) -> WorkspaceRecord:
         """Change what is given; the owner only. A box that runs has a new size from its next start on."""
         title = None if custom_title is None else _parse_custom_title(custom_title)
         wanted_size = None if size is None else inputs.parse_size(size, self.policy.sizes)
-        idle_s = None if idle_stop_after_s is UNSET else inputs.parse_idle_stop(idle_stop_after_s)
+        idle_s = None if idle_stop_after_s is inputs.UNSET else inputs.parse_idle_stop(idle_stop_after_s)
         async with self._store.write() as session:
             row, record = await _load_owned(session, reference, caller)
             detail: dict[str, Any] = {}
@@ -190,7 +183,7 @@ class Workspaces:
                 row.custom_title = detail["custom_title"] = title
             if wanted_size is not None and wanted_size != row.size:
                 row.size = detail["size"] = wanted_size
-            if idle_stop_after_s is not UNSET and idle_s != row.idle_stop_after_s:
+            if idle_stop_after_s is not inputs.UNSET and idle_s != row.idle_stop_after_s:
                 row.idle_stop_after_s = detail["idle_stop_after_s"] = idle_s
             if detail:
                 now = self._clock.now()
