@@ -1,4 +1,4 @@
-"""Is the installed asyncssh the one that `asyncssh_internals` was written for?
+"""Is the installed asyncssh the one that the `asyncssh_*` modules were written for?
 
 Owns: the list of everything private that is used or overridden there, and naming
 what an upgrade broke. Called by `server` at each start, and by contract tests.
@@ -14,8 +14,8 @@ from asyncssh.connection import SSHConnection, SSHServerConnection
 from asyncssh.encryption import GCMEncryption
 
 from runcode.core.errors import RunCodeError
-from runcode.gateway import asyncssh_internals as internals
-from runcode.gateway import packets
+from runcode.gateway import asyncssh_legs, asyncssh_relay, packets
+from runcode.gateway.asyncssh_cipher import GcmPackets
 
 PROVED_VERSION = "2.24.1"
 
@@ -61,8 +61,8 @@ _ATTRIBUTES = (
     "_waiter",
 )
 _CONSTANTS = {
-    "MSG_IGNORE": internals.MSG_IGNORE,
-    "MSG_USERAUTH_REQUEST": internals.MSG_USERAUTH_REQUEST,
+    "MSG_IGNORE": asyncssh_relay.MSG_IGNORE,
+    "MSG_USERAUTH_REQUEST": asyncssh_legs.MSG_USERAUTH_REQUEST,
     "MSG_KEX_LAST": 49,
     "MSG_CHANNEL_FIRST": packets.CHANNEL_WINDOW_ADJUST,
 }
@@ -88,7 +88,7 @@ def _find_gcm_breakage() -> list[str]:
     """Our AES-GCM must write the same bytes as the stock one, from the same state."""
     stock, taken_over = (GCMEncryption.new("aes128-gcm", bytes(16), bytes(12)) for _ in range(2))
     try:
-        ours = internals.CachedGcm(taken_over)
+        ours = GcmPackets(taken_over)
         same = all(
             b"".join(ours.encrypt_packet(0, b"head", b"packet"))
             == b"".join(stock.encrypt_packet(0, b"head", b"packet"))

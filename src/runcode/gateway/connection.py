@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from runcode.gateway.admission import AdmissionPolicy, Offer, Refusal, Route, may_continue
-from runcode.gateway.asyncssh_internals import ClientLeg
+from runcode.gateway.asyncssh_legs import ClientLeg
 from runcode.gateway.bridge import Bridge
 from runcode.gateway.directory import Directory
 from runcode.gateway.journal import ConnectionJournal

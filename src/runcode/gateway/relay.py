@@ -218,18 +218,22 @@ class PacketRelay:
         to punish; it counts for the connection alone.
         """
         size = len(payload) - (9 if payload[0] == packets.CHANNEL_DATA else 13)
-        if size <= 0:
-            return
-        if source is Leg.CLIENT:
-            self.up += size
-            channel = self._by_box_number.get(int.from_bytes(payload[1:5], "big"))
-            if channel is not None:
-                channel.up += size
-        else:
-            self.down += size
-            channel = self._by_client_number.get(int.from_bytes(payload[1:5], "big"))
-            if channel is not None:
-                channel.down += size
+        if size > 0:
+            (self.count_up if source is Leg.CLIENT else self.count_down)(int.from_bytes(payload[1:5], "big"), size)
+
+    def count_up(self, box_number: int, size: int) -> None:
+        """Bytes of data for a channel of the box."""
+        self.up += size
+        channel = self._by_box_number.get(box_number)
+        if channel is not None:
+            channel.up += size
+
+    def count_down(self, client_number: int, size: int) -> None:
+        """Bytes of data for a channel of the client."""
+        self.down += size
+        channel = self._by_client_number.get(client_number)
+        if channel is not None:
+            channel.down += size
 
     def receive(self, source: Leg, payload: bytes) -> list[Output]:
         """A payload from `source` (message number first) → the packets that follow from it, in order."""

@@ -21,7 +21,8 @@ from runcode.core.errors import RunCodeError
 from runcode.gateway.admission import AdmissionPolicy
 from runcode.gateway.algorithms import CIPHERS, KEY_EXCHANGES, MACS, VERSION
 from runcode.gateway.asyncssh_check import require_known_asyncssh
-from runcode.gateway.asyncssh_internals import SIGNATURE_ALGORITHMS, ClientLeg
+from runcode.gateway.asyncssh_framing import Framing, find_loop_obstacle
+from runcode.gateway.asyncssh_legs import SIGNATURE_ALGORITHMS, ClientLeg
 from runcode.gateway.connection import GatewayContext
 from runcode.gateway.directory import Directory
 from runcode.gateway.events import EventSink, NoSink
@@ -81,6 +82,7 @@ class GatewayServer:
         self._recorder = EventRecorder(events or NoSink(), gateway=name, clock=self._clock)
         self._usage = UsageWatch(self._registry)
         self._listener: asyncio.Server | None = None
+        self._framing = Framing("the gateway has not started")
         # Weak: asyncio holds a leg for as long as its socket is open.
         self._legs: weakref.WeakSet[ClientLeg] = weakref.WeakSet()
 
@@ -98,6 +100,7 @@ class GatewayServer:
     async def start_on(self, listener: socket.socket) -> None:
         """Serve on a bound socket. Raises RunCodeError (asyncssh unknown, host key unusable)."""
         require_known_asyncssh()
+        self._framing = Framing(find_loop_obstacle(asyncio.get_running_loop()))
         # asyncssh's own lines carry user names and texts of peers; ours are in the gateway's loggers.
         asyncssh.set_log_level(logging.CRITICAL)
         options = self._server_options()
@@ -112,6 +115,7 @@ class GatewayServer:
                 connect_unix=self._connect_unix,
                 timeout_s=self._policy.workspace_timeout_s,
                 rekey_bytes=self._policy.rekey_bytes,
+                framing=self._framing,
             ),
             lobby=self._lobby,
             recorder=self._recorder,
@@ -163,6 +167,7 @@ class GatewayServer:
             asyncio.get_running_loop(),
             options,
             ClientCallbacks(context),
+            framing=self._framing,
             max_auth_requests=self._policy.max_auth_requests,
         )
         self._legs.add(leg)

@@ -23,7 +23,9 @@ from runcode.core.errors import RunCodeError, UnsafeInput
 from runcode.core.hostkeys import parse_public_key
 from runcode.gateway.admission import Route
 from runcode.gateway.algorithms import CIPHERS, KEY_EXCHANGES, MACS, VERSION
-from runcode.gateway.asyncssh_internals import SIGNATURE_ALGORITHMS, BoxLeg, LegOwner, options_for_box
+from runcode.gateway.asyncssh_framing import Framing
+from runcode.gateway.asyncssh_legs import SIGNATURE_ALGORITHMS, BoxLeg, options_for_box
+from runcode.gateway.asyncssh_relay import LegOwner
 from runcode.gateway.directory import Directory
 
 _log = logging.getLogger(__name__)
@@ -53,8 +55,15 @@ async def connect_unix_plainly(path: str) -> socket.socket:
 
 class WorkspaceDialer:
     def __init__(
-        self, directory: Directory, *, connect_unix: ConnectUnix | None, timeout_s: float, rekey_bytes: int
+        self,
+        directory: Directory,
+        *,
+        connect_unix: ConnectUnix | None,
+        timeout_s: float,
+        rekey_bytes: int,
+        framing: Framing,
     ) -> None:
+        self._framing = framing
         self._directory = directory
         self._connect_unix = connect_unix or connect_unix_plainly
         self._timeout_s = timeout_s
@@ -118,7 +127,7 @@ class WorkspaceDialer:
         )
 
         def make_leg() -> BoxLeg:
-            return BoxLeg(loop, options, owner)
+            return BoxLeg(loop, options, owner, self._framing)
 
         if workspace.socket_path is not None:
             sock = await self._connect_unix(workspace.socket_path)
