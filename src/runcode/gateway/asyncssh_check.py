@@ -1,7 +1,9 @@
 """Is the installed asyncssh the one that the `asyncssh_*` modules were written for?
 
 Owns: the list of everything private that is used or overridden there, and naming
-what an upgrade broke. Called by `server` at each start, and by contract tests.
+what an upgrade broke: without it no packet can be relayed, and the gateway does not
+start. Called by `server` at each start, and by contract tests. `asyncssh_trial` tries
+the framing.
 """
 
 from __future__ import annotations
@@ -27,6 +29,10 @@ _METHODS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (SSHConnection, "_cancel_login_timer", ()),
     (SSHConnection, "_recv_data", ()),
     (SSHConnection, "_send", ("data",)),
+    (SSHConnection, "_finish_recv_packet", ("pkttype", "seq", "_task", "is_async")),
+    (SSHConnection, "_recv_packet", ()),
+    (SSHConnection, "_recv_pkthdr", ()),
+    (SSHConnection, "_recv_version", ()),
     (SSHConnection, "_send_deferred_packets", ()),
     (SSHConnection, "_send_disconnect", ("code", "reason", "lang")),
     (SSHConnection, "_send_kexinit", ()),
@@ -45,6 +51,7 @@ _METHODS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
 )
 _ATTRIBUTES = (
     "_auth_complete",
+    "_auth_final",
     "_channels",
     "_deferred_packets",
     "_inpbuf",
@@ -54,8 +61,17 @@ _ATTRIBUTES = (
     "_loop",
     "_max_recv_pktlen",
     "_next_recv_encryption",
+    "_packet",
     "_protocol_factory",
+    "_recv_encryption",
+    "_recv_handler",
+    "_recv_seq",
+    "_rekey_bytes",
+    "_rekey_bytes_sent",
+    "_rekey_seconds",
+    "_rekey_time",
     "_send_encryption",
+    "_send_seq",
     "_session_id",
     "_transport",
     "_waiter",

@@ -3,7 +3,7 @@
 Owns: `FramedConnection`, which takes the socket's bytes over from asyncssh, and
 `Framing`, what all legs of one gateway share: the buffer they read into, whether
 our framing is in use, and how much it carried. Never: a rule about messages. Base
-of the two legs in `asyncssh_legs`; `asyncssh_check` says whether it may be used.
+of the two legs in `asyncssh_legs`; `asyncssh_trial` says whether it may be used.
 
 What happens with a packet:
 - 93–95 (window, data) is sealed anew for the other leg where it lies; all that one
@@ -56,8 +56,8 @@ _SEQUENCE_MASK = 0xFFFFFFFF
 class Framing:
     """`obstacle` says why our framing is not used; None means that it is.
 
-    `resealed` and `handled_singly` count bytes of data messages: those that took the
-    short way, and those that went through asyncssh or waited for a key exchange.
+    `resealed` and `handled_singly` count bytes of packets 93–95: those that took the
+    short way, and those that did not (another cipher, a key exchange, no workspace yet).
     """
 
     def __init__(self, obstacle: str | None = None) -> None:
@@ -242,12 +242,19 @@ class FramedConnection(RelayedConnection, asyncio.BufferedProtocol):
     def _handle_packet(self, cipher: GcmPackets, opened: bytes) -> None:
         payload = read_message(opened)
         if payload[0] in packets.RELAYED:
-            if packets.CHANNEL_WINDOW_ADJUST <= payload[0] <= packets.CHANNEL_EXTENDED_DATA:
-                self._framing.handled_singly += len(payload)
             self._recv_seq = (self._recv_seq + 1) & _SEQUENCE_MASK
             self._auth_final = True
             self._hand_to_owner(payload)
             return
+        self._hand_to_asyncssh(cipher, opened)
+
+    def _hand_to_owner(self, payload: bytes) -> None:
+        if packets.CHANNEL_WINDOW_ADJUST <= payload[0] <= packets.CHANNEL_EXTENDED_DATA:
+            self._framing.handled_singly += len(payload)
+        super()._hand_to_owner(payload)
+
+    def _hand_to_asyncssh(self, cipher: GcmPackets, opened: bytes) -> None:
+        """As if it had just read this packet's frame; the tag is not looked at."""
         cipher.opened = opened
         self._inpbuf = len(opened).to_bytes(LENGTH_SIZE, "big") + opened + bytes(TAG_SIZE)
         SSHConnection._recv_data(self)

@@ -23,6 +23,7 @@ from runcode.gateway.algorithms import CIPHERS, KEY_EXCHANGES, MACS, VERSION
 from runcode.gateway.asyncssh_check import require_known_asyncssh
 from runcode.gateway.asyncssh_framing import Framing, find_loop_obstacle
 from runcode.gateway.asyncssh_legs import SIGNATURE_ALGORITHMS, ClientLeg
+from runcode.gateway.asyncssh_trial import find_framing_obstacle
 from runcode.gateway.connection import GatewayContext
 from runcode.gateway.directory import Directory
 from runcode.gateway.events import EventSink, NoSink
@@ -43,12 +44,19 @@ EMBEDDED = "embedded"
 
 @dataclass(frozen=True)
 class GatewayHealth:
-    """`feed_age_s` is infinite while the change feed has never spoken."""
+    """`feed_age_s` is infinite while the change feed has never spoken.
+
+    `framing_obstacle` says why packets of data go the slow way, through asyncssh; None: they do not. `resealed_bytes`
+    of them went the short way since the start, `singly_bytes` the other.
+    """
 
     live_connections: int
     strangers: int
     feed_age_s: float
     feed_is_fresh: bool
+    framing_obstacle: str | None
+    resealed_bytes: int
+    singly_bytes: int
 
 
 class GatewayServer:
@@ -100,7 +108,9 @@ class GatewayServer:
     async def start_on(self, listener: socket.socket) -> None:
         """Serve on a bound socket. Raises RunCodeError (asyncssh unknown, host key unusable)."""
         require_known_asyncssh()
-        self._framing = Framing(find_loop_obstacle(asyncio.get_running_loop()))
+        self._framing = Framing(find_loop_obstacle(asyncio.get_running_loop()) or find_framing_obstacle())
+        if self._framing.obstacle is not None:
+            _log.warning("packets go the slow way, by asyncssh's own framing: %s", self._framing.obstacle)
         # asyncssh's own lines carry user names and texts of peers; ours are in the gateway's loggers.
         asyncssh.set_log_level(logging.CRITICAL)
         options = self._server_options()
@@ -142,6 +152,10 @@ class GatewayServer:
         await self._watcher.close()
         await self._usage.close()
         await self._recorder.close()
+        framing = self._framing
+        _log.info(
+            "data packets: %d bytes resealed in place, %d handled singly", framing.resealed, framing.handled_singly
+        )
 
     def health(self) -> GatewayHealth:
         age = self._watcher.feed_age_s
@@ -150,6 +164,9 @@ class GatewayServer:
             strangers=len(self._lobby),
             feed_age_s=age,
             feed_is_fresh=age <= self._policy.feed_silence_s,
+            framing_obstacle=self._framing.obstacle,
+            resealed_bytes=self._framing.resealed,
+            singly_bytes=self._framing.handled_singly,
         )
 
     def find_use(self, workspace_id: int) -> WorkspaceUse:
