@@ -14,7 +14,8 @@ What happens with a packet:
   read it. While that works in a task, nothing further is read.
 
 A leg whose cipher is not AES-GCM, or whose loop reads into buffers later than it
-asks for them, stays with asyncssh's own framing; all works, at thrice the cost.
+asks for them, stays with asyncssh's own framing; all works, at thrice the cost. A
+client that has both ciphers and carries much is moved to AES-GCM.
 
 Threat: a peer that sends one byte at a time, or half a packet and no more: what an
 unfinished packet costs is its own size, and time in proportion to it. All legs
@@ -50,6 +51,8 @@ _READ_SIZE = 256 * 1024
 _PARTIAL_ROOM = PACKET_MAX + FRAME_OVERHEAD
 # Bytes that may wait for asyncssh before the socket is left alone.
 _HELD_MAX = 64 * 1024
+_CIPHER_CHANGE_AFTER = 1024 * 1024
+_GCM_CIPHERS = (b"aes128-gcm@openssh.com", b"aes256-gcm@openssh.com")
 _SEQUENCE_MASK = 0xFFFFFFFF
 
 
@@ -87,6 +90,8 @@ class FramedConnection(RelayedConnection, asyncio.BufferedProtocol):
         # An unfinished frame of which `_wanted` bytes are needed next; whatever came in while asyncssh was busy.
         self._partial = bytearray()
         self._wanted = 0
+        self._handled_singly = 0
+        self._has_changed_cipher = False
 
     # -- the socket ---------------------------------------------------------
 
@@ -251,7 +256,34 @@ class FramedConnection(RelayedConnection, asyncio.BufferedProtocol):
     def _hand_to_owner(self, payload: bytes) -> None:
         if packets.CHANNEL_WINDOW_ADJUST <= payload[0] <= packets.CHANNEL_EXTENDED_DATA:
             self._framing.handled_singly += len(payload)
+            self._count_singly(len(payload))
         super()._hand_to_owner(payload)
+
+    def deliver(self, payload: bytes) -> None:
+        super().deliver(payload)
+        self._count_singly(len(payload))
+
+    def _count_singly(self, size: int) -> None:
+        """A connection that carries much under another cipher renews its keys, for one whose packets go the short way.
+
+        OpenSSH before 10 prefers aes256-ctr to AES-GCM, which it can do as well; the client's order decides, so the
+        choice is offered anew without the other.
+        """
+        self._handled_singly += size
+        if (
+            self._handled_singly < _CIPHER_CHANGE_AFTER
+            or self._has_changed_cipher
+            or self._framing.obstacle is not None
+        ):
+            return
+        if self.is_client() or self._transport is None or not self._auth_complete or self._is_rekeying:
+            return
+        self._has_changed_cipher = True
+        faster = [name for name in self._enc_algs if name in _GCM_CIPHERS]
+        if not self._is_framed and faster and any(name in self._client_kexinit for name in faster):
+            self._enc_algs = faster
+            self._send_kexinit()
+            self._kexinit_sent = True
 
     def _hand_to_asyncssh(self, cipher: GcmPackets, opened: bytes) -> None:
         """As if it had just read this packet's frame; the tag is not looked at."""
