@@ -170,6 +170,7 @@ class FramedConnection(RelayedConnection, asyncio.BufferedProtocol):
 
     def _read_frames(self, view: memoryview, at: int, end: int) -> None:
         """Handle all whole frames in `view`, and keep the rest. The view's bytes are changed."""
+        self._wanted = 0
         peer = self.peer
         gathered_by_us = peer is not None and peer._corked is None
         if peer is not None and gathered_by_us:
