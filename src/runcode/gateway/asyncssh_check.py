@@ -52,11 +52,16 @@ _METHODS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
 _ATTRIBUTES = (
     "_auth_complete",
     "_auth_final",
+    "_auth",
     "_channels",
+    "_client_kexinit",
+    "_close_event",
     "_deferred_packets",
+    "_enc_algs",
     "_inpbuf",
     "_kex",
     "_kex_complete",
+    "_kexinit_sent",
     "_login_timer",
     "_loop",
     "_max_recv_pktlen",
@@ -72,14 +77,20 @@ _ATTRIBUTES = (
     "_rekey_time",
     "_send_encryption",
     "_send_seq",
+    "_revoked_host_keys",
+    "_server_kexinit",
+    "_server_sig_algs",
     "_session_id",
     "_transport",
+    "_trusted_ca_keys",
     "_waiter",
+    "_x509_revoked_certs",
 )
 _CONSTANTS = {
     "MSG_IGNORE": asyncssh_relay.MSG_IGNORE,
     "MSG_USERAUTH_REQUEST": asyncssh_legs.MSG_USERAUTH_REQUEST,
     "MSG_KEX_LAST": 49,
+    "MSG_NEWKEYS": asyncssh_relay.MSG_NEWKEYS,
     "MSG_CHANNEL_FIRST": packets.CHANNEL_WINDOW_ADJUST,
 }
 

@@ -92,6 +92,7 @@ class FramedConnection(RelayedConnection, asyncio.BufferedProtocol):
         self._wanted = 0
         self._handled_singly = 0
         self._has_changed_cipher = False
+        self._faster_ciphers: tuple[bytes, ...] = ()
 
     # -- the socket ---------------------------------------------------------
 
@@ -153,6 +154,12 @@ class FramedConnection(RelayedConnection, asyncio.BufferedProtocol):
             self._read_on()
         else:
             super()._recv_data()
+
+    def _forget_handshake(self) -> None:
+        if type(self._recv_encryption) is not GcmPackets:
+            offered = self._client_kexinit
+            self._faster_ciphers = tuple(name for name in _GCM_CIPHERS if name in offered)
+        super()._forget_handshake()
 
     def _finish_recv_packet(self, pkttype: int, seq: int, _task: Any = None, is_async: bool = False) -> None:
         super()._finish_recv_packet(pkttype, seq, _task, is_async)
@@ -280,9 +287,8 @@ class FramedConnection(RelayedConnection, asyncio.BufferedProtocol):
         if self.is_client() or self._transport is None or not self._auth_complete or self._is_rekeying:
             return
         self._has_changed_cipher = True
-        faster = [name for name in self._enc_algs if name in _GCM_CIPHERS]
-        if not self._is_framed and faster and any(name in self._client_kexinit for name in faster):
-            self._enc_algs = faster
+        if not self._is_framed and self._faster_ciphers:
+            self._enc_algs = list(self._faster_ciphers)
             self._send_kexinit()
             self._kexinit_sent = True
 

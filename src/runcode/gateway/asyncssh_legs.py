@@ -122,8 +122,12 @@ class BoxLeg(FramedConnection, SSHClientConnection):
 
     side = Leg.BOX
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, options: Any, owner: LegOwner, framing: Framing) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, options: Any, owner: LegOwner, *, framing: Framing, shared_options: Any
+    ) -> None:
+        """`options` are this connection's own, made by `options_for_box` of the shared ones."""
         SSHClientConnection.__init__(self, loop, options, wait="auth")
+        self._shared_options = shared_options
         self._prepare_framing(framing)
         # Before authentication asyncssh itself refuses every message that is relayed.
         self.relay_to(owner)
@@ -134,6 +138,8 @@ class BoxLeg(FramedConnection, SSHClientConnection):
         await self._waiter
         if self._transport is None:
             raise asyncssh.ConnectionLost("Connection lost")
+        # What is special about this connection's is not asked for again, and large.
+        self._options, self._waiter = self._shared_options, None
 
 
 def options_for_box(

@@ -32,9 +32,11 @@ from asyncssh.packet import SSHPacket, SSHPacketLogger, String
 from runcode.gateway import packets
 from runcode.gateway.asyncssh_cipher import GcmPackets
 from runcode.gateway.asyncssh_ending import LINGER_S, EndingConnection
+from runcode.gateway.asyncssh_slimming import NOBODY_WAITS, forget_handshake
 from runcode.gateway.relay import Leg
 
 MSG_IGNORE = 2
+MSG_NEWKEYS = 21
 _EMPTY = String(b"")
 PACKET_MAX_BEFORE_AUTH = 40_000
 PACKET_MAX = 256 * 1024
@@ -83,6 +85,7 @@ class RelayedConnection(EndingConnection):
         self.owner = None
         self.peer = None
         self._channels = cast(Any, _EveryChannel(self))
+        self._close_event = cast(Any, NOBODY_WAITS)
         self._max_recv_pktlen = PACKET_MAX_BEFORE_AUTH
         # Parts of the one write that follows a read of the other leg; None while nobody gathers.
         self._corked: list[bytes | memoryview] | None = None
@@ -102,8 +105,9 @@ class RelayedConnection(EndingConnection):
     def pair_with(self, peer: RelayedConnection) -> None:
         """Let each leg's slowness hold the other's reading."""
         self.peer, peer.peer = peer, self
-        self._update_reading()
-        peer._update_reading()
+        for leg in (self, peer):
+            leg._update_reading()
+            leg._forget_handshake()
 
     def deliver(self, payload: bytes) -> None:
         if self._transport is not None:
@@ -199,6 +203,15 @@ class RelayedConnection(EndingConnection):
         if self._rekey_timer is None:
             self._rekey_timer = self._loop.call_later(_REKEY_TIMEOUT_S, self._give_up, "a key exchange took too long")
         self._update_reading()
+
+    def _finish_recv_packet(self, pkttype: int, seq: int, _task: Any = None, is_async: bool = False) -> None:
+        super()._finish_recv_packet(pkttype, seq, _task, is_async)
+        if pkttype == MSG_NEWKEYS and self.peer is not None:
+            self._forget_handshake()
+
+    def _forget_handshake(self) -> None:
+        if self._kex is None and not self._is_rekeying and not self._kexinit_sent:
+            forget_handshake(self)
 
     def send_newkeys(self, k: bytes, h: bytes) -> None:
         super().send_newkeys(k, h)

@@ -117,6 +117,7 @@ class GatewayConnection:
             if self._bridge.over or box.is_over:
                 box.cut("the client is gone")
                 self._bridge.finish("the workspace closed the connection")
+            self._task = None
 
     def _find_out_why(self, shown: str) -> None:
         """The box is gone by itself. Whoever stopped or deleted it has ended access too, and its end may come first."""

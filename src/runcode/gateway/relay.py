@@ -26,7 +26,7 @@ Guarantee:
 from __future__ import annotations
 
 import enum
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -197,7 +197,7 @@ class PacketRelay:
         self._observer: RelayObserver = observer or _NOBODY
         self.up = 0
         self.down = 0
-        self._owed: dict[Leg, deque[_Owed]] = {Leg.CLIENT: deque(), Leg.BOX: deque()}
+        self._owed: dict[Leg, list[_Owed]] = {Leg.CLIENT: [], Leg.BOX: []}
         self._opening: dict[Leg, dict[int, _Opening]] = {Leg.CLIENT: {}, Leg.BOX: {}}
         self._channels: dict[Leg, dict[int, Channel]] = {Leg.CLIENT: {}, Leg.BOX: {}}
         self._by_client_number = self._channels[Leg.CLIENT]
@@ -290,7 +290,7 @@ class PacketRelay:
         """Send the answers that are known, up to the first one that is not."""
         queue, ready = self._owed[asker], []
         while queue and (answer := queue[0].answer) is not None:
-            queue.popleft()
+            queue.pop(0)
             ready.append(Output(asker, answer))
         return ready
 

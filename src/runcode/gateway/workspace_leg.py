@@ -13,6 +13,7 @@ host key and took a certificate for our fresh key with the one expected principa
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 from collections.abc import Awaitable, Callable
@@ -122,12 +123,12 @@ class WorkspaceDialer:
             self._base_options,
             username=workspace.login,
             key_pairs=asyncssh.load_keypairs([(key, certificate)]),
-            host_key=asyncssh.import_public_key(parse_public_key(workspace.host_key).line),
+            host_key=_read_host_key(workspace.host_key),
             waiter=loop.create_future(),
         )
 
         def make_leg() -> BoxLeg:
-            return BoxLeg(loop, options, owner, self._framing)
+            return BoxLeg(loop, options, owner, framing=self._framing, shared_options=self._base_options)
 
         if workspace.socket_path is not None:
             sock = await self._connect_unix(workspace.socket_path)
@@ -145,6 +146,12 @@ class WorkspaceDialer:
             leg.cut("not authenticated")
             raise
         return leg
+
+
+@functools.lru_cache(maxsize=1024)
+def _read_host_key(line: str) -> asyncssh.SSHKey:
+    """One object for all connections to a workspace."""
+    return asyncssh.import_public_key(parse_public_key(line).line)
 
 
 def _check_certificate(text: str, key: asyncssh.SSHKey, principal: str) -> asyncssh.SSHCertificate:
