@@ -88,5 +88,6 @@ class ControlPlane:
 
     async def close(self) -> None:
         await self.retention.close()
+        await self.sessions.close()
         await self.tokens.close()
         await self.store.close()

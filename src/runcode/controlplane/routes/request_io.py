@@ -38,7 +38,12 @@ def source_of(request: Request) -> str:
     return request.client.host[:64] if request.client is not None else ""
 
 
-Plane = Annotated[ControlPlane, Depends(plane_of)]
+async def _depend_on_plane(request: Request) -> ControlPlane:
+    """A dependency that is no coroutine costs a thread's turn, 0.1 ms."""
+    return plane_of(request)
+
+
+Plane = Annotated[ControlPlane, Depends(_depend_on_plane)]
 Authenticated = Annotated[Caller, Depends(authenticate)]
 
 
