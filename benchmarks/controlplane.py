@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import contextlib
 import cProfile
+import gc
 import http.client
 import json
 import os
@@ -314,6 +315,9 @@ async def _serve(folder: Path, people: int, each: int, profiler: cProfile.Profil
         uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", server_header=False, proxy_headers=False)
     )
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, server.handle_exit, signal.SIGINT, None)
+    # As `up` does.
+    gc.collect()
+    gc.freeze()
     print(json.dumps({"port": listener.getsockname()[1], **facts}), flush=True)
     if profiler is not None:
         profiler.enable()

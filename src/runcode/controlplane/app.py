@@ -10,6 +10,7 @@ from fastapi import FastAPI
 from runcode.controlplane.edge import Edge, install_error_answers
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.routes import api, cli_login, pages
+from runcode.controlplane.routes.shortcut import MintShortcut
 
 
 def make_app(plane: ControlPlane) -> FastAPI:
@@ -21,5 +22,7 @@ def make_app(plane: ControlPlane) -> FastAPI:
     app.include_router(cli_login.router)
     app.include_router(pages.router)
     install_error_answers(app)
+    # The last one added is the outermost.
+    app.add_middleware(MintShortcut)
     app.add_middleware(Edge)
     return app

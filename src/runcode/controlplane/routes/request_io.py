@@ -27,10 +27,20 @@ def plane_of(request: Request) -> ControlPlane:
 
 async def authenticate(request: Request) -> Caller:
     """The caller by `Authorization: Token …`, and by nothing else: never a cookie, never the URL."""
+    return await plane_of(request).tokens.authenticate(_read_token(request), source=source_of(request))
+
+
+async def recall(request: Request) -> Caller:
+    """As `authenticate`, but the token may have been revoked within the last minute: see `Tokens.recall`."""
+    token = _read_token(request)
+    found = None if token is None else plane_of(request).tokens.recall(token, source=source_of(request))
+    return await authenticate(request) if found is None else found
+
+
+def _read_token(request: Request) -> str | None:
     headers = request.headers.getlist("authorization")
     scheme, _, token = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
-    raw_token = token.strip() if scheme.lower() == "token" else None
-    return await plane_of(request).tokens.authenticate(raw_token, source=source_of(request))
+    return token.strip() if scheme.lower() == "token" else None
 
 
 def source_of(request: Request) -> str:

@@ -113,9 +113,10 @@ def refuse_unseen(workspace_id: int) -> RunCodeError:
 
 
 def select_wanted(wanted: Subquery) -> Select[Any]:
-    """For each row (`n`, `user_id`, `workspace_id`) of `wanted` whose workspace lives: the same as `load_visible` asks.
+    """For each row of `wanted` (`n`, `user_id`, `workspace_id`) what `load_visible` asks for one.
 
-    Columns: `n`, owner's id, rank by shares, title, and what `states.show_state` needs, then the reason.
+    Columns: `n`; then owner's id, rank by shares, title, what `states.show_state` needs, and the reason, all None
+    when no such workspace lives.
     """
     direct = (
         select(func.max(_rank(ShareRow.role)))
@@ -144,8 +145,8 @@ def select_wanted(wanted: Subquery) -> Select[Any]:
             WorkspaceRow.failures,
             WorkspaceRow.reason,
         )
-        .join(WorkspaceRow, WorkspaceRow.id == wanted.c.workspace_id)
-        .where(WorkspaceRow.deleted_at.is_(None))
+        .select_from(wanted)
+        .outerjoin(WorkspaceRow, and_(WorkspaceRow.id == wanted.c.workspace_id, WorkspaceRow.deleted_at.is_(None)))
     )
 
 

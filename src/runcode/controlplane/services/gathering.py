@@ -31,7 +31,10 @@ _FOR_ALL = frozenset(("busy", "io_error", "unavailable", "not_ready"))
 
 
 class Gathering(Generic[_Question, _Answer]):
-    """`answer_round` gives an answer for each question, in order; a RunCodeError among them is that asker's refusal."""
+    """`answer_round` gives an answer for each question, in order; a RunCodeError among them is that asker's refusal.
+
+    `pause_s` lies between two rounds when there is a crowd.
+    """
 
     def __init__(
         self,
@@ -39,10 +42,12 @@ class Gathering(Generic[_Question, _Answer]):
         *,
         round_max: int,
         waiting_max: int,
+        pause_s: float = 0.0,
     ) -> None:
         self._answer_round = answer_round
         self._round_max = round_max
         self._waiting_max = waiting_max
+        self._pause_s = pause_s
         self._waiting: deque[tuple[_Question, asyncio.Future[_Answer]]] = deque()
         self._rounds: asyncio.Task[None] | None = None
 
@@ -73,6 +78,9 @@ class Gathering(Generic[_Question, _Answer]):
                         taken.append(pair)
                 if taken:
                     await self._run_round(taken)
+                if len(taken) > 1 and self._pause_s:
+                    # Whoever was answered together comes again together: one large round, not two halves for ever.
+                    await asyncio.sleep(self._pause_s)
         finally:
             self._rounds = None
             # Only when this task was cancelled, which is the end of the event loop.

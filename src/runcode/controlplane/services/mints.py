@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, cast
 
-from sqlalchemy import Integer, Select, Table, and_, bindparam, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
+from sqlalchemy import Integer, Table, and_, bindparam, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.types import TypeEngine
 
 from runcode.controlplane.records import Caller, SessionRecord, SshEndpoint
@@ -64,23 +64,33 @@ def _types(*names: str) -> dict[str, TypeEngine[Any]]:
     return {name: _columns[name].type for name in names}
 
 
-_wanted = row_list("wanted", n=Integer(), **_types("user_id", "workspace_id"))
-_SELECT_WORKSPACES = access.select_wanted(_wanted)
-_shown = row_list("shown", n=Integer(), **_types("user_id", "token_id"))
-_SELECT_VALID = (
-    select(_shown.c.n)
-    .join(TokenRow, and_(TokenRow.id == _shown.c.token_id, TokenRow.user_id == _shown.c.user_id))
-    .join(UserRow, UserRow.id == TokenRow.user_id)
-    .where(
-        TokenRow.revoked_at.is_(None),
-        or_(TokenRow.expires_at.is_(None), TokenRow.expires_at > bindparam("now", type_=UtcTime())),
-        UserRow.disabled_at.is_(None),
+_wanted = row_list("wanted", n=Integer(), **_types("user_id", "workspace_id", "token_id", "fingerprint"))
+_HELD = tuple(field.name for field in fields(_Session) if field.name != "released_at")
+# One look for all of them, each by its own keys: workspace and role, token and person, and who holds the key.
+_SELECT_FACTS = (
+    access.select_wanted(_wanted)
+    .add_columns(
+        UserRow.id,
+        TokenRow.expires_at,
+        TokenRow.scopes,
+        TokenRow.workspace_ids,
+        *(_columns[name] for name in _HELD),
     )
+    .outerjoin(
+        TokenRow,
+        and_(
+            TokenRow.id == _wanted.c.token_id,
+            TokenRow.user_id == _wanted.c.user_id,
+            TokenRow.revoked_at.is_(None),
+            or_(TokenRow.expires_at.is_(None), TokenRow.expires_at > bindparam("now", type_=UtcTime())),
+        ),
+    )
+    .outerjoin(UserRow, and_(UserRow.id == TokenRow.user_id, UserRow.disabled_at.is_(None)))
+    .outerjoin(SessionRow, and_(SessionRow.fingerprint == _wanted.c.fingerprint, SessionRow.released_at.is_(None)))
 )
-_keys = row_list("keys", **_types("fingerprint"))
-_SELECT_HELD = select(*(_columns[field.name] for field in fields(_Session) if field.name != "released_at")).join_from(
-    _keys, SessionRow, and_(SessionRow.fingerprint == _keys.c.fingerprint, SessionRow.released_at.is_(None))
-)
+_WORKSPACE = slice(1, 9)
+_TOKEN = slice(9, 13)
+_HOLDER = slice(13, None)
 _CHANGING = ("token_id", "client", "created_at", "expires_at", "released_at")
 _STORED = ("user_id", "workspace_id", "fingerprint", "public_key", *_CHANGING)
 _fresh = row_list("fresh", n=Integer(), **_types(*_STORED))
@@ -102,41 +112,35 @@ async def mint_all(
     """A record for each that may, a refusal for each that may not. Part of a transaction that has the write lock."""
     now = moment.replace(microsecond=0)
     connection = await session.connection()
-    workspaces = {
-        row[0]: row
-        for row in await _read(
-            connection,
-            _SELECT_WORKSPACES,
-            wanted=render_rows((n, mint.caller.user_id, mint.workspace_id) for n, mint in enumerate(mints)),
-        )
+    wanted = render_rows(
+        (n, mint.caller.user_id, mint.workspace_id, mint.caller.token_id, mint.fingerprint)
+        for n, mint in enumerate(mints)
+    )
+    facts = {row[0]: row for row in await connection.execute(_SELECT_FACTS, {"wanted": wanted, "now": now})}
+    holders = {
+        row.fingerprint: row for row in (_Session(*row[_HOLDER]) for row in facts.values()) if row.id is not None
     }
-    # The calls were authenticated before this transaction: a revocation may have come in between.
-    shown = render_rows((n, mint.caller.user_id, mint.caller.token_id) for n, mint in enumerate(mints))
-    valid = {row[0] for row in await _read(connection, _SELECT_VALID, shown=shown, now=now)}
-    keys = render_rows((key,) for key in {mint.fingerprint for mint in mints})
-    holders = {row.fingerprint: _Session(*row) for row in await _read(connection, _SELECT_HELD, keys=keys)}
 
     outcomes: list[tuple[str, _Session] | RunCodeError] = []
     fresh: list[_Session] = []
     changed: dict[int, _Session] = {}
     for n, mint in enumerate(mints):
+        before = holders.get(mint.fingerprint)
         try:
-            title = _judge_workspace(mint, workspaces.get(n), endpoint)
-            if n not in valid:
+            caller = _find_bounds(mint.caller, facts[n][_TOKEN])
+            title = _judge_workspace(mint, caller or mint.caller, facts[n][_WORKSPACE], endpoint)
+            if caller is None:
                 raise RunCodeError("unauthorized", "the API token is missing, unknown, expired or revoked")
-            held = _let_go(holders.get(mint.fingerprint), mint, now)
+            held = _let_go(before, mint, now)
         except RunCodeError as refusal:
             outcomes.append(refusal)
             continue
+        if before is not None and before.id:
+            changed[before.id] = before
         if held is None:
-            before = holders.get(mint.fingerprint)
-            if before is not None and before.id:
-                changed[before.id] = before
             held = holders[mint.fingerprint] = _start(mint, now)
             fresh.append(held)
-        elif held.id:
-            changed[held.id] = held
-        _extend(held, mint, now)
+        _extend(held, mint, caller, now)
         outcomes.append((title, held))
 
     if changed:
@@ -154,16 +158,27 @@ async def mint_all(
     ]
 
 
-async def _read(connection: AsyncConnection, query: Select[Any], **parameters: object) -> list[Any]:
-    return list((await connection.execute(query, parameters)).all())
+def _find_bounds(caller: Caller, token: Any) -> Caller | None:
+    """The caller, bound by their token as it is now; None when it is valid no more.
+
+    The call was authenticated before this transaction: a revocation may have come in between.
+    """
+    user_id, expires_at, scopes, workspace_ids = token
+    if user_id is None or caller.token_id is None:
+        return None
+    return replace(
+        caller,
+        token_expires_at=expires_at,
+        scopes=frozenset(scopes),
+        workspace_ids=None if workspace_ids is None else frozenset(workspace_ids),
+    )
 
 
-def _judge_workspace(mint: Mint, facts: Any, endpoint: SshEndpoint | None) -> str:
+def _judge_workspace(mint: Mint, caller: Caller, facts: Any, endpoint: SshEndpoint | None) -> str:
     """The workspace's title, if the caller may have a session there now."""
-    caller = mint.caller
-    if facts is None or (caller.workspace_ids is not None and mint.workspace_id not in caller.workspace_ids):
+    owner_id, rank, title, desired, observed, activity, failures, reason = facts
+    if owner_id is None or (caller.workspace_ids is not None and mint.workspace_id not in caller.workspace_ids):
         raise access.refuse_unseen(mint.workspace_id)
-    _, owner_id, rank, title, desired, observed, activity, failures, reason = facts
     if access.find_role(owner_id, caller.user_id, rank) is None:
         raise access.refuse_unseen(mint.workspace_id)
     access.require_scope(caller, SCOPE_CONNECT)
@@ -205,12 +220,12 @@ def _start(mint: Mint, now: datetime.datetime) -> _Session:
     )
 
 
-def _extend(held: _Session, mint: Mint, now: datetime.datetime) -> None:
-    token_end = mint.caller.token_expires_at
+def _extend(held: _Session, mint: Mint, caller: Caller, now: datetime.datetime) -> None:
+    token_end = caller.token_expires_at
     expires_at = now + datetime.timedelta(seconds=mint.ttl_s)
     held.expires_at = expires_at if token_end is None else min(expires_at, token_end.replace(microsecond=0))
-    assert mint.caller.token_id is not None
-    held.token_id, held.client = mint.caller.token_id, mint.client
+    assert caller.token_id is not None
+    held.token_id, held.client = caller.token_id, mint.client
     # Of before the clock went back: from now on it is a session of today (see `admission`).
     held.created_at = min(held.created_at, now)
 

@@ -34,6 +34,7 @@ from runcode.core.errors import RunCodeError
 # A round's transaction keeps every other writer out; a hundred mints take some milliseconds.
 _ROUND_MAX = 100
 _WAITING_MAX = 2000
+_PAUSE_S = 0.001
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Sessions:
         self._endpoint = endpoint
         self._policy = policy or SessionPolicy()
         self._mints: Gathering[Mint, SessionGrant] = Gathering(
-            self._mint_round, round_max=_ROUND_MAX, waiting_max=_WAITING_MAX
+            self._mint_round, round_max=_ROUND_MAX, waiting_max=_WAITING_MAX, pause_s=_PAUSE_S
         )
 
     async def register_session(

@@ -10,12 +10,14 @@ Source: sqlite.org/json1.html; postgresql.org/docs/current/functions-json.html.
 from __future__ import annotations
 
 import datetime
+import functools
 import json
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
-from sqlalchemy import Subquery, bindparam, literal_column, select
+from sqlalchemy import Insert, Subquery, Table, bindparam, insert, literal_column, select
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import DateTime, Text, TypeDecorator, TypeEngine
 
@@ -46,11 +48,26 @@ def render_rows(rows: Iterable[Sequence[object]]) -> str:
     return json.dumps(list(rows), default=_render_time, separators=(",", ":"))
 
 
+def insert_rows(session: Session, table: type[DeclarativeBase], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert all of them, which have the same keys; part of the caller's transaction. A JSON column takes dicts."""
+    if rows:
+        names = tuple(rows[0])
+        statement = _make_insert(cast(Table, table.__table__), names)
+        session.execute(statement, {"rows": render_rows([row[name] for name in names] for row in rows)})
+
+
+@functools.cache
+def _make_insert(table: Table, names: tuple[str, ...]) -> Insert:
+    rows = row_list("rows", **{name: table.c[name].type for name in names})
+    # In their order, so that ids that the database gives grow as the rows do.
+    return insert(table).from_select(names, select(*(rows.c[name] for name in names)))
+
+
 def _render_time(value: object) -> str:
     if not isinstance(value, datetime.datetime):
         raise TypeError(f"a {type(value).__name__} in a row")
     # As SQLAlchemy stores it in SQLite, so that texts sort by time.
-    return value.astimezone(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M:%S.%f")
+    return value.astimezone(datetime.timezone.utc).isoformat(" ", "microseconds")[:26]
 
 
 @compiles(_Elements, "sqlite")
