@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 
+import controlplane  # noqa: E402
 import launcher  # noqa: E402
 import transfers  # noqa: E402
 from cutting import POLL_MS, measure_cut_ms  # noqa: E402
@@ -181,6 +182,8 @@ def main() -> int:
         service.operator("workspace", "create", TITLE)
         with direct_sshd(Path(folder) / "direct") as direct:
             rows = measure(service, Laptop(Path(folder) / "laptop"), direct, options.runs, options.only)
+    with tempfile.TemporaryDirectory() as folder:
+        controlplane.add_rows(Path(folder), lambda *row: rows.append(Row(*row)), options.only)
     if options.json:
         print(json.dumps([vars(row) for row in rows], indent=1))
         return 0
