@@ -9,7 +9,7 @@ from fastapi import FastAPI
 
 from runcode.controlplane.edge import Edge, install_error_answers
 from runcode.controlplane.plane import ControlPlane
-from runcode.controlplane.routes import api, cli_login, pages
+from runcode.controlplane.routes import api, api_activity, cli_login, pages
 from runcode.controlplane.routes.shortcut import MintShortcut
 
 
@@ -19,6 +19,7 @@ def make_app(plane: ControlPlane) -> FastAPI:
     app = FastAPI(title="RunCode", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     app.state.plane = plane
     app.include_router(api.router)
+    app.include_router(api_activity.router)
     app.include_router(cli_login.router)
     app.include_router(pages.router)
     install_error_answers(app)

@@ -14,6 +14,7 @@ import argon2
 
 from runcode.controlplane.changes import ChangeFeed
 from runcode.controlplane.clock import Clock, SystemClock
+from runcode.controlplane.masking import Pattern
 from runcode.controlplane.retention import Retention, RetentionPolicy
 from runcode.controlplane.services.admission import Admission
 from runcode.controlplane.services.bootstrap import InitialAccess, initialise
@@ -21,6 +22,7 @@ from runcode.controlplane.services.browser_logins import BrowserLogins
 from runcode.controlplane.services.certificates import Certificates, load_authorities
 from runcode.controlplane.services.events import Events
 from runcode.controlplane.services.sessions import SessionPolicy, Sessions, SshEndpointHolder
+from runcode.controlplane.services.timeline import Timeline
 from runcode.controlplane.services.tokens import Tokens
 from runcode.controlplane.services.users import Users
 from runcode.controlplane.services.workspaces import Workspaces
@@ -29,13 +31,17 @@ from runcode.controlplane.store.engine import Store
 
 @dataclass(frozen=True)
 class ControlPlaneSettings:
-    """`keys_folder` holds the two CAs; `public_url` is what a person may be told as this server's address."""
+    """`keys_folder` holds the two CAs; `public_url` is what a person may be told as this server's address.
+
+    `masking`: the operator's own patterns of secrets in commands.
+    """
 
     database: Path
     keys_folder: Path
     public_url: str | None = None
     sessions: SessionPolicy = field(default_factory=SessionPolicy)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
+    masking: tuple[Pattern, ...] = ()
 
 
 class ControlPlane:
@@ -55,7 +61,8 @@ class ControlPlane:
         self.workspaces = Workspaces(store, clock)
         self.sessions = Sessions(store, clock, self.ssh_endpoint, settings.sessions)
         self.admission = Admission(store, clock)
-        self.events = Events(store, clock)
+        self.events = Events(store, clock, settings.masking)
+        self.timeline = Timeline(store)
         self.certificates = Certificates(self.admission, clock, client_ca=client_ca, workspace_ca=workspace_ca)
         self.changes = ChangeFeed(store)
         # Started by the server only: a verb of the operator's prunes nothing.

@@ -326,14 +326,21 @@ class ChangeRow(Base):
 class EventRow(Base):
     """What a gateway saw, and what people did here. Rows are added and, when too old, removed; none is ever changed.
 
-    No foreign keys: a row outlives what it speaks of.
+    `id` is the record's number in the audit chain: no holes, in the order of commits, given by
+    `services.audit_chain` alone. `hash` covers all columns and the hash before it (`audit_format`). No foreign keys: a
+    row outlives what it speaks of.
     """
 
     __tablename__ = "events"
     __table_args__ = (
         # One start and one end of anything, however often a gateway delivers them.
         UniqueConstraint("subject_id", "phase"),
+        # What a page of the timeline is read by, newest first: of a workspace, of one kind or one person there, …
         Index("ix_events_workspace_id", "workspace_id", "id"),
+        Index("ix_events_workspace_kind", "workspace_id", "kind", "id"),
+        Index("ix_events_workspace_user", "workspace_id", "user_id", "id"),
+        Index("ix_events_user_id", "user_id", "id"),
+        Index("ix_events_session_id", "session_id", "id"),
         _NEVER_REUSED,
     )
 
@@ -350,3 +357,19 @@ class EventRow(Base):
     session_id: Mapped[int | None] = mapped_column(BigInteger)
     user_id: Mapped[int | None] = mapped_column(BigInteger)
     detail: Mapped[dict[str, Any]] = mapped_column(JSON)
+    hash: Mapped[str] = mapped_column(String(64))
+
+
+class ChainRow(Base):
+    """The audit chain's head: one row, which every transaction that notes something locks and moves on."""
+
+    __tablename__ = "audit_chain"
+    __table_args__ = (CheckConstraint("id = 1", name="one"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    chain_id: Mapped[str] = mapped_column(String(32))
+    count: Mapped[int] = mapped_column(BigInteger)
+    hash: Mapped[str] = mapped_column(String(64))
+    pruned_to: Mapped[int] = mapped_column(BigInteger)
+    pruned_hash: Mapped[str] = mapped_column(String(64))
+    pruned_statement: Mapped[str | None] = mapped_column(Text)
