@@ -27,7 +27,7 @@ from runcode.controlplane.store.models import (
     TokenRow,
     WorkspaceRow,
 )
-from runcode.controlplane.store.row_lists import render_rows
+from runcode.controlplane.store.row_lists import insert_rows, render_rows
 from runcode.core.errors import RunCodeError
 from support.controlplane_fakes import ManualClock, make_client_key, mark_running, open_plane, set_endpoint
 
@@ -234,3 +234,21 @@ async def test_the_tokens_bounds_count_as_they_are_in_the_transaction(plane: Con
         row.scopes = [SCOPE_READ]
     assert codes(await mint_together(plane, (ann, box, make_client_key()))) == ["forbidden"]
     assert not await sessions_of(plane)
+
+
+async def test_rows_that_go_in_as_one_parameter_come_out_as_single_ones_do(plane: ControlPlane) -> None:
+    now = datetime.datetime(2026, 11, 25, 1, 2, 3, 45, tzinfo=datetime.timezone(datetime.timedelta(hours=2)))
+    row = {
+        "gateway": "g", "phase": "note", "kind": "k", "at": now, "recorded_at": now, "started_at": None,
+        "workspace_id": 2**40, "detail": {"by": "é'\"\\", "n": 7, "none": None},
+    }  # fmt: skip
+    async with plane.store.write() as session:
+        session.add(EventRow(subject_id="one", **row))
+        await session.flush()
+        await session.run_sync(
+            lambda sync: insert_rows(sync, EventRow, [{"subject_id": name, **row} for name in ("two", "three")])
+        )
+    async with plane.store.read() as session:
+        found = (await session.scalars(select(EventRow).where(EventRow.kind == "k").order_by(EventRow.id))).all()
+    assert [event.subject_id for event in found] == ["one", "two", "three"]
+    assert all({name: getattr(event, name) for name in row} == row for event in found)
