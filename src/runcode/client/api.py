@@ -8,8 +8,9 @@ takes the token elsewhere, a reply without end, a message that rewrites the
 screen.
 
 Guarantee: the token goes to one checked origin only; a redirect is followed
-within that origin and nowhere else; a reply is bounded in size and in time; what
-comes back is parsed by `core` or is an error with a code.
+within that origin and nowhere else; a reply is bounded in size and in time, and so
+is what a server may have us wait; what comes back is parsed by `core` or is an
+error with a code.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ CALL_TIMEOUT_S = 20.0
 # One silent byte at a time could otherwise hold a call for ever.
 REPLY_TIMEOUT_S = 60.0
 REDIRECTS_MAX = 3
+# What a call waits in all when the server says "later": enough for a crowd, too short to be taken for a hang.
+PATIENCE_S = 10
 _DEVICE_REFUSALS = frozenset(("authorization_pending", "slow_down", "access_denied", "expired_token"))
 
 
@@ -149,15 +152,34 @@ class Api:
     ) -> object:
         """The body of a success; also of a 400 whose `error` is one of `refusals`."""
         target = wire.API_PREFIX + path
-        for _ in range(REDIRECTS_MAX + 1):
-            status, location, raw_reply = self._exchange(method, target, request)
-            if status not in (301, 302, 303, 307, 308):
-                return self._parse(status, raw_reply, refusals)
-            target = self._same_origin_target(location)
-            if status not in (307, 308) and method != "GET":
+        redirects, patience_s = 0, PATIENCE_S
+        while redirects <= REDIRECTS_MAX:
+            reply = self._exchange(method, target, request)
+            if reply.status == 429:
+                # RFC 6585 §4: nothing of the call was done, so it may be made again.
+                wait_s = _parse_retry_after(reply.retry_after)
+                if wait_s is None or wait_s > patience_s:
+                    raise self._too_many(wait_s, reply)
+                patience_s -= wait_s
+                time.sleep(wait_s)
+                continue
+            if reply.status not in (301, 302, 303, 307, 308):
+                return self._parse(reply.status, reply.raw, refusals)
+            redirects += 1
+            target = self._same_origin_target(reply.location)
+            if reply.status not in (307, 308) and method != "GET":
                 # 301 to 303 would turn a mint into a GET; no honest server does that here.
-                raise RunCodeError("http_error", f"the server redirected a {method} with {status}")
+                raise RunCodeError("http_error", f"the server redirected a {method} with {reply.status}")
         raise RunCodeError("http_error", "the server redirects in circles")
+
+    def _too_many(self, wait_s: int | None, reply: _Reply) -> RunCodeError:
+        try:
+            self._parse(reply.status, reply.raw, frozenset())
+        except RunCodeError as error:
+            if wait_s is None:
+                return error
+            return RunCodeError(error.code, error.message, resolution=f"wait {wait_s:d} s, then retry")
+        raise AssertionError("429 is an error")
 
     def _same_origin_target(self, location: str | None) -> str:
         if location is not None and location.isascii() and location.isprintable() and " " not in location:
@@ -171,7 +193,7 @@ class Api:
             resolution="check the server's address (`--api-base`)",
         )
 
-    def _exchange(self, method: str, target: str, request: object) -> tuple[int, str | None, bytes]:
+    def _exchange(self, method: str, target: str, request: object) -> _Reply:
         import http.client
 
         body = None if request is None else json.dumps(request).encode()
@@ -189,7 +211,12 @@ class Api:
             connection.request(method, target, body=body, headers=headers)
             reply = connection.getresponse()
             self.server_date = reply.getheader("Date")
-            return reply.status, reply.getheader("Location"), _read_bounded(reply)
+            return _Reply(
+                status=reply.status,
+                location=reply.getheader("Location"),
+                retry_after=reply.getheader("Retry-After"),
+                raw=_read_bounded(reply),
+            )
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise RunCodeError("network", f"no answer from {self.base}: {_reason(error)}") from error
         finally:
@@ -231,6 +258,23 @@ class Api:
         if body is None:
             raise RunCodeError("http_error", "the server's answer is not JSON")
         return body
+
+
+class _Reply(Value):
+    """As it came: nothing of it is checked."""
+
+    status: int
+    location: str | None
+    retry_after: str | None
+    raw: bytes
+
+
+def _parse_retry_after(raw: str | None) -> int | None:
+    """Whole seconds, at least one; None for no header, a date (which needs a clock that agrees), or anything odd."""
+    text = (raw or "").strip()
+    if not (text.isascii() and text.isdigit() and len(text) <= 6):
+        return None
+    return max(1, int(text))
 
 
 def _read_object(pairs: list[tuple[str, object]]) -> dict[str, object]:

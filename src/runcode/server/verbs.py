@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable
 
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.records import WorkspaceRecord
+from runcode.controlplane.services.inputs import UNSET
 from runcode.controlplane.states import DELETED, RUNNING
 from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import Endpoint, TcpEndpoint, UnixEndpoint
@@ -41,6 +42,16 @@ from runcode.server.identity_verbs import (
 )
 from runcode.server.installed_runtimes import require_runtime_name
 from runcode.server.rendering import Answer, render_table, render_time
+from runcode.server.team_verbs import (
+    add_member,
+    create_team,
+    delete_team,
+    list_members,
+    list_teams,
+    remove_member,
+    rename_team,
+)
+from runcode.server.workspace_options import DEFAULT
 
 # The reconciler hears of a change within 200 ms; a box takes well under a second.
 WAIT_S = 60.0
@@ -50,17 +61,24 @@ _POLL_S = 0.05
 __all__ = [
     "Answer",
     "Verb",
+    "add_member",
     "create_sign_in_link",
+    "create_team",
     "create_token",
     "create_user",
+    "delete_team",
     "disable_user",
     "enable_user",
     "invite_user",
     "link_identity",
     "list_activity",
+    "list_members",
     "list_sessions",
+    "list_teams",
     "list_tokens",
     "list_users",
+    "remove_member",
+    "rename_team",
     "revoke_sessions",
     "revoke_token",
     "set_password",
@@ -69,6 +87,38 @@ __all__ = [
 ]
 
 Verb = Callable[[ControlPlane, DataFolder, Namespace], Awaitable[Answer]]
+
+
+# ---------------------------------------------------------------- users
+
+
+async def set_quota(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
+    user = await plane.quotas.set_quota(
+        options.email,
+        workspaces_max=UNSET if options.workspaces is None else _unless_default(options.workspaces),
+        running_max=UNSET if options.running is None else _unless_default(options.running),
+    )
+    quota = await plane.quotas.load_quota(options.email)
+    value: dict[str, object] = {
+        "email": user.email,
+        "workspaces": quota.workspaces,
+        "workspaces_max": user.workspaces_max,
+        "running": quota.running,
+        "running_max": user.running_max,
+    }
+    text = (
+        f"{user.email}: {quota.workspaces} workspaces of {_limit(user.workspaces_max)}, "
+        f"{quota.running} running of {_limit(user.running_max)}"
+    )
+    return Answer(value=value, text=text)
+
+
+def _limit(own: int | None) -> str:
+    return "as many as `up` allows" if own is None else str(own)
+
+
+def _unless_default(value: int | str | None) -> int | None:
+    return None if value is None or value == DEFAULT else int(value)
 
 
 # ---------------------------------------------------------------- workspaces
@@ -80,9 +130,11 @@ async def create_workspace(plane: ControlPlane, folder: DataFolder, options: Nam
         options.owner or await first_admin(plane),
         runtime=require_runtime_name(options.runtime),
         custom_title=options.custom_title,
+        size=options.size,
+        idle_stop_after_s=_unless_default(options.idle),
     )
     text = (
-        f"created workspace {workspace.id}: {workspace.title} ({workspace.runtime})\n"
+        f"created workspace {workspace.id}: {workspace.title} ({workspace.runtime}, {workspace.size})\n"
         f"next: runcode connect {workspace.title} --start"
     )
     return Answer(value=_workspace(workspace), text=text)
@@ -90,8 +142,11 @@ async def create_workspace(plane: ControlPlane, folder: DataFolder, options: Nam
 
 async def list_workspaces(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
     workspaces = await plane.workspaces.list_all()
-    rows = [(str(w.id), w.title, w.state, w.runtime, w.owner_email, w.custom_title, w.reason or "") for w in workspaces]
-    header = ("ID", "TITLE", "STATE", "RUNTIME", "OWNER", "NAME", "REASON")
+    rows = [
+        (str(w.id), w.title, w.state, w.runtime, w.size, w.owner_email, w.custom_title, w.explanation or "")
+        for w in workspaces
+    ]
+    header = ("ID", "TITLE", "STATE", "RUNTIME", "SIZE", "OWNER", "NAME", "REASON")
     return Answer(value=[_workspace(w) for w in workspaces], text=render_table(header, rows))
 
 
@@ -110,18 +165,70 @@ async def delete_workspace(plane: ControlPlane, folder: DataFolder, options: Nam
     return await _until(plane, folder, options, workspace, None, "deleted, storage included:")
 
 
+async def change_workspace(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
+    changed = await plane.workspaces.update_workspace(
+        options.workspace,
+        custom_title=options.custom_title,
+        size=options.size,
+        idle_stop_after_s=UNSET if options.idle is None else _unless_default(options.idle),
+    )
+    idle = {None: "as `up` says", 0: "never"}.get(changed.idle_stop_after_s) or f"{changed.idle_stop_after_s} s"
+    text = f"{changed.title}: size {changed.size}, stopped when idle: {idle}"
+    if changed.size_pending:
+        text += f"\nit runs with the size {changed.box_size} until its next start"
+    return Answer(value=_workspace(changed), text=text)
+
+
+async def list_sizes(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
+    sizes = plane.workspaces.policy.sizes
+    values = [
+        {"name": name, "memory_bytes": size.memory_bytes, "processes": size.processes, "cpus": size.cpus}
+        for name, size in sizes.items()
+    ]
+    rows = [
+        (
+            name,
+            "most" if size.memory_bytes is None else f"{size.memory_bytes // 2**20} MiB",
+            "most" if size.processes is None else str(size.processes),
+            "most" if size.cpus is None else f"{size.cpus:g}",
+        )
+        for name, size in sizes.items()
+    ]
+    text = render_table(("SIZE", "MEMORY", "PROCESSES", "CPUS"), rows)
+    return Answer(value=values, text=text + "\n`most`: as much as the runtime lets one box have")
+
+
 async def share_workspace(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
-    share = await plane.workspaces.share(options.workspace, options.email, options.role)
-    value = {"workspace_id": share.workspace_id, "email": share.user_email, "role": share.role}
-    return Answer(value=value, text=f"shared with {share.user_email} ({share.role})")
+    email, team = _person_or_team(options)
+    if email is not None:
+        share = await plane.shares.share(options.workspace, email, options.role)
+    else:
+        share = await plane.shares.share_with_team(options.workspace, team, options.role)
+    value = {
+        "workspace_id": share.workspace_id,
+        "email": share.user_email,
+        "team": share.team_name,
+        "role": share.role,
+    }
+    return Answer(value=value, text=f"shared with {share.user_email or share.team_name} ({share.role})")
 
 
 async def unshare_workspace(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
-    await plane.workspaces.unshare(options.workspace, options.email)
+    email, team = _person_or_team(options)
+    if email is not None:
+        await plane.shares.unshare(options.workspace, email)
+    else:
+        await plane.shares.unshare_with_team(options.workspace, team)
     return Answer(
-        value={"workspace": options.workspace, "email": options.email, "role": None},
-        text=f"no longer shared with {options.email}; their live connections are cut",
+        value={"workspace": options.workspace, "email": email, "team": options.team, "role": None},
+        text=f"no longer shared with {email or team}; their live connections are cut",
     )
+
+
+def _person_or_team(options: Namespace) -> tuple[str | None, str]:
+    if (options.email is None) == (options.team is None):
+        raise RunCodeError("usage", "with whom?", resolution="name an EMAIL or a --team")
+    return options.email, options.team or ""
 
 
 async def _until(
@@ -191,6 +298,9 @@ def _workspace(workspace: WorkspaceRecord) -> dict[str, object]:
         "runtime": workspace.runtime,
         "state": workspace.state,
         "reason": workspace.reason,
+        "explanation": workspace.explanation,
+        "size": workspace.size,
+        "idle_stop_after_s": workspace.idle_stop_after_s,
         "endpoint": _endpoint(workspace.endpoint),
         "created_at": render_time(workspace.created_at),
     }

@@ -2,7 +2,7 @@
 
 Owns: the cookies, and the helpers that every page of ours is built with:
 
-    router = APIRouter(route_class=PageRoute)     failures become pages, a missing sign-in leads to one
+    router = APIRouter(route_class=PageRoute)     `page_frame`: failures become pages, a missing sign-in leads to one
     async def show(request, caller: SignedIn)     a Caller with `web_session_id`, all scopes, no token
     form_proof(request)                           the hidden field `proof` of each form on the page
     await read_page_form(request)                 the fields of a form that this very page showed this browser
@@ -23,18 +23,17 @@ import asyncio
 import ipaddress
 import re
 import secrets
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from fastapi import Depends, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
-from fastapi.routing import APIRoute
+from fastapi.responses import HTMLResponse, Response
 
+from runcode.controlplane.console.looks import page_headers
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.records import Caller
 from runcode.controlplane.routes.local_peer import find_owner
-from runcode.controlplane.routes.login_pages import SIGN_IN_PATH, content_policy, render_problem
+from runcode.controlplane.routes.login_pages import SIGN_IN_PATH
 from runcode.controlplane.routes.request_io import plane_of, source_of
 from runcode.controlplane.services.web_sessions import SignedInBrowser, Visitor
 from runcode.core.errors import RunCodeError
@@ -62,28 +61,6 @@ class SignInNeeded(Exception):
     def __init__(self, next_path: str) -> None:
         super().__init__(next_path)
         self.next_path = next_path
-
-
-class PageRoute(APIRoute):
-    """A route whose failures are pages; those that are ours to hide go on to the edge."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def answer(request: Request) -> Response:
-            try:
-                return await handle(request)
-            except SignInNeeded as needed:
-                return _lead_to_sign_in(request, needed.next_path)
-            except RunCodeError as error:
-                status = error.kind.http_status
-                if error.code == "busy":
-                    error, status = RunCodeError("busy", "the server is busy", resolution="try again in a moment"), 503
-                elif status >= 500 and error.code != "unavailable":
-                    raise
-                return html_response(render_problem(error.message, error.resolution), status=status)
-
-        return answer
 
 
 # ---------------------------------------------------------------- who is there
@@ -147,13 +124,6 @@ def parse_next(raw_next: str) -> str:
 
 def sign_in_address(next_path: str) -> str:
     return SIGN_IN_PATH if next_path == "/" else f"{SIGN_IN_PATH}?{urlencode({'next': next_path})}"
-
-
-def _lead_to_sign_in(request: Request, next_path: str) -> Response:
-    if request.headers.get("hx-request") == "true":
-        # htmx would put the sign-in page into a part of this one.
-        return Response(status_code=401, headers={"HX-Redirect": sign_in_address("/")})
-    return RedirectResponse(sign_in_address(next_path), 303)
 
 
 # ---------------------------------------------------------------- from which page
@@ -307,13 +277,7 @@ def keep_visit(request: Request, response: Response) -> Response:
 
 def html_response(page: str, *, status: int = 200, form_action: str = "'none'") -> HTMLResponse:
     """A page with its policy; the edge adds what every answer has."""
-    headers = {
-        "Content-Security-Policy": content_policy(form_action=form_action),
-        "Cross-Origin-Opener-Policy": "same-origin",
-        # Not `no-referrer`: browsers then send `Origin: null` with our own forms (fetch.spec.whatwg.org).
-        "Referrer-Policy": "same-origin",
-    }
-    return HTMLResponse(page, status, headers)
+    return HTMLResponse(page, status, page_headers(form_action=form_action))
 
 
 def _cookie_name(plane: ControlPlane, name: str) -> str:

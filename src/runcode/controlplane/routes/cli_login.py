@@ -16,7 +16,6 @@ from fastapi.responses import RedirectResponse, Response
 from runcode.controlplane.records import Caller
 from runcode.controlplane.routes import login_pages
 from runcode.controlplane.routes.browser_io import (
-    PageRoute,
     find_field,
     find_fields,
     find_signed_in,
@@ -28,7 +27,9 @@ from runcode.controlplane.routes.browser_io import (
     require_own_origin,
     require_proof,
 )
+from runcode.controlplane.routes.page_frame import PageRoute
 from runcode.controlplane.routes.request_io import Plane, plane_of, read_json_object, source_of
+from runcode.controlplane.routes.shapes import CodeRequest, TokenAnswer, answers
 from runcode.controlplane.routes.sign_in import sign_in_page
 from runcode.controlplane.services.consents import Consent, make_ticket, parse_consent
 from runcode.controlplane.services.login_requests import parse_login_request
@@ -66,8 +67,9 @@ async def answer(request: Request, plane: Plane) -> Response:
     return RedirectResponse(await plane.browser_logins.authorize(caller, asked, ticket, consent), 303)
 
 
-@api.post("/auth/cli-token")
+@api.post("/auth/cli-token", **answers(TokenAnswer, 403, takes=CodeRequest, public=True))
 async def redeem(request: Request, plane: Plane) -> dict[str, object]:
+    """A browser login's one-time code, with its verifier → a token."""
     body = await read_json_object(request)
     made = await plane.browser_logins.redeem(body.get("code"), body.get("code_verifier"))
     return {"error": False, "token": made.plaintext, "email": made.record.user_email}

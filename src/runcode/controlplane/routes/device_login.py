@@ -20,7 +20,6 @@ from fastapi.responses import JSONResponse, Response
 
 from runcode.controlplane.routes import login_pages
 from runcode.controlplane.routes.browser_io import (
-    PageRoute,
     find_field,
     form_proof,
     html_response,
@@ -35,6 +34,7 @@ from runcode.controlplane.routes.cli_login import (
     read_consent,
     require_present_person,
 )
+from runcode.controlplane.routes.page_frame import PageRoute
 from runcode.controlplane.routes.request_io import Plane, read_json_object, source_of
 from runcode.controlplane.services import device_logins
 from runcode.controlplane.services.consents import make_ticket, require_current

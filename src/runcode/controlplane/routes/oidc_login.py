@@ -16,9 +16,7 @@ from fastapi.responses import RedirectResponse, Response
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.routes import login_pages
 from runcode.controlplane.routes.browser_io import (
-    PageRoute,
     end_replaced,
-    html_response,
     keep_cookie,
     keep_session,
     parse_next,
@@ -26,6 +24,7 @@ from runcode.controlplane.routes.browser_io import (
     require_own_origin,
     visitor_of,
 )
+from runcode.controlplane.routes.page_frame import PageRoute, show_problem
 from runcode.controlplane.routes.request_io import Plane
 from runcode.controlplane.services.oidc import ATTEMPT_S, OidcSignIns
 from runcode.core.errors import RunCodeError
@@ -62,8 +61,7 @@ async def callback(request: Request, plane: Plane) -> Response:
     except RunCodeError as error:
         if error.code not in ("forbidden", "unavailable", "rate_limited"):
             raise
-        page = login_pages.render_problem(error.message, error.resolution)
-        refused = html_response(page, status=error.kind.http_status)
+        refused = show_problem(request, error)
         # One attempt, one answer.
         keep_cookie(request, refused, _ATTEMPT_COOKIE, "", 0, strict=False)
         return refused

@@ -20,7 +20,6 @@ from runcode.controlplane.records import Caller
 from runcode.controlplane.routes import login_pages
 from runcode.controlplane.routes.browser_io import (
     DEVICE_COOKIE,
-    PageRoute,
     SignedIn,
     begin_visit,
     end_replaced,
@@ -36,6 +35,7 @@ from runcode.controlplane.routes.browser_io import (
     require_own_origin,
     visitor_of,
 )
+from runcode.controlplane.routes.page_frame import ACCOUNT, PageRoute, back_to, show
 from runcode.controlplane.routes.request_io import Plane, parse_id, plane_of
 from runcode.controlplane.services.web_sessions import SignedInBrowser
 from runcode.core.errors import RunCodeError
@@ -144,14 +144,14 @@ async def change_password(request: Request, plane: Plane, caller: SignedIn) -> R
             raise
         problem = f"{error.message}: {error.resolution}"
         return await _account_page(request, caller, problem=problem, status=error.kind.http_status)
-    return RedirectResponse(login_pages.ACCOUNT_PATH, 303)
+    return back_to(login_pages.ACCOUNT_PATH, "password")
 
 
 @router.post(login_pages.END_SESSION_PATH)
 async def end_session(request: Request, plane: Plane, caller: SignedIn) -> Response:
     form = await read_page_form(request)
     await plane.web_sessions.end_session(caller, parse_id(find_field(form, "id")))
-    return RedirectResponse(login_pages.ACCOUNT_PATH, 303)
+    return back_to(login_pages.ACCOUNT_PATH, "signed-out")
 
 
 # ---------------------------------------------------------------- parts
@@ -159,8 +159,7 @@ async def end_session(request: Request, plane: Plane, caller: SignedIn) -> Respo
 
 async def _account_page(request: Request, caller: Caller, *, problem: str = "", status: int = 200) -> Response:
     sessions = await plane_of(request).web_sessions.list_sessions(caller)
-    page = login_pages.render_account(caller.email, sessions, form_proof(request), problem=problem)
-    return html_response(page, status=status, form_action="'self'")
+    return show(request, "account.html", here=ACCOUNT, status=status, browsers=sessions, problem=problem)
 
 
 def _must_prove_again(request: Request, signed_in: SignedInBrowser) -> bool:

@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from runcode.controlplane import changes
 from runcode.controlplane.clock import Clock
 from runcode.controlplane.records import Caller, UserRecord
-from runcode.controlplane.services import audit, inputs
+from runcode.controlplane.services import audit, inputs, invitations
 from runcode.controlplane.services.withdrawals import end_sign_ins, revoke_sessions
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import SessionRow, UserRow
@@ -77,6 +77,7 @@ class Users:
         row = UserRow(email=email, password_hash=password_hash, is_admin=admin, created_at=self._clock.now())
         session.add(row)
         await session.flush()
+        await invitations.redeem(session, row, row.created_at)
         told: audit.Detail = {"email": email, "admin": int(admin), **(detail or {})}
         await audit.note(session, audit.USER_CREATED, row.created_at, caller=caller, user_id=row.id, detail=told)
         return row
@@ -152,8 +153,12 @@ class Users:
             return False
 
 
+async def find_user(session: AsyncSession, email: str) -> UserRow | None:
+    return await session.scalar(select(UserRow).where(UserRow.email == email.strip().lower()))
+
+
 async def load_user(session: AsyncSession, email: str) -> UserRow:
-    row = await session.scalar(select(UserRow).where(UserRow.email == email.strip().lower()))
+    row = await find_user(session, email)
     if row is None:
         raise RunCodeError(
             "not_found", f"there is no user {email.strip()!r}", resolution="make one: `runcode-server user create`"
