@@ -41,6 +41,8 @@ LISTS = {
     "/api/rc/sessions": ("/api/rc/sessions",),
     "/api/rc/teams": ("/api/rc/teams",),
     "/api/rc/team/{raw_id}": ("/api/rc/team/1",),
+    "/api/rc/activity": ("/api/rc/activity",),
+    "/api/rc/workspace/{raw_id}/activity": ("/api/rc/workspace/1/activity",),
     "/api/rc/admin/users": ("/api/rc/admin/users",),
     "/api/rc/admin/workspaces": ("/api/rc/admin/workspaces",),
     "/api/rc/admin/sessions": ("/api/rc/admin/sessions",),
@@ -173,10 +175,10 @@ async def test_no_list_asks_once_for_each_row(plane: ControlPlane) -> None:
     assert max(count for _, count in many.values()) <= 6, many
 
 
-def test_every_route_that_lists_is_looked_at(tmp_path: Path) -> None:
+async def test_every_route_that_lists_is_looked_at(plane: ControlPlane) -> None:
     served = {
         found.path
-        for found in iter_route_contexts(make_app(None).routes)  # type: ignore[arg-type]
+        for found in iter_route_contexts(make_app(plane).routes)
         if "GET" in (getattr(found.original_route, "methods", None) or ()) and str(found.path).startswith("/api/rc/")
     }
     assert served - SINGLE - set(LISTS) == set(), "does it list? then it belongs into LISTS"
