@@ -40,6 +40,15 @@ REPLY_TIMEOUT_S = 60.0
 REDIRECTS_MAX = 3
 # What a call waits in all when the server says "later": enough for a crowd, too short to be taken for a hang.
 PATIENCE_S = 10
+_DEVICE_REFUSALS = frozenset(("authorization_pending", "slow_down", "access_denied", "expired_token"))
+
+
+class DeviceAnswer(Value):
+    """A poll of a device's sign-in: the token, or the server's word for why there is none yet (RFC 8628 §3.5)."""
+
+    token: str | None
+    untrusted_email: str
+    refusal: str | None
 
 
 class Api:
@@ -54,7 +63,7 @@ class Api:
         timeout_s: float = CALL_TIMEOUT_S,
         certificates: bool = True,
     ) -> None:
-        """Without a token only `redeem_code` makes sense. `certificates`: may a mint answer with one?
+        """Without a token only the calls that sign in make sense. `certificates`: may a mint answer with one?
 
         `server_date` is the last reply's Date header, as it came.
         """
@@ -116,11 +125,32 @@ class Api:
             raise RunCodeError("http_error", wire.find_error_message(body) or "the server sent no token")
         return token, email if isinstance(email, str) else ""
 
+    def start_device_login(self, *, client: str, machine: str) -> object:
+        """The codes for a machine without a browser, as the server sent them (RFC 8628 §3.2)."""
+        return self._call("POST", "/auth/device", {"client": client, "machine": machine})
+
+    def redeem_device_code(self, device_code: str) -> DeviceAnswer:
+        """Where that sign-in stands. Raises `http_error` for an answer of no known kind."""
+        body = self._call("POST", "/auth/device-token", {"device_code": device_code}, refusals=_DEVICE_REFUSALS)
+        fields = body if isinstance(body, dict) else {}
+        token, email, error = fields.get("token"), fields.get("email"), fields.get("error")
+        refusal = error if isinstance(error, str) else None
+        if refusal is None and not isinstance(token, str):
+            raise RunCodeError("http_error", wire.find_error_message(body) or "the server sent no token")
+        return DeviceAnswer(
+            token=token if refusal is None else None,
+            untrusted_email=email if isinstance(email, str) else "",
+            refusal=refusal,
+        )
+
     def revoke_token(self) -> None:
         """End this very token on the server. Raises `not_found` where the server has no such call."""
         self._call("POST", "/auth/revoke", {})
 
-    def _call(self, method: str, path: str, request: object = None) -> object:
+    def _call(
+        self, method: str, path: str, request: object = None, *, refusals: frozenset[str] = frozenset()
+    ) -> object:
+        """The body of a success; also of a 400 whose `error` is one of `refusals`."""
         target = wire.API_PREFIX + path
         redirects, patience_s = 0, PATIENCE_S
         while redirects <= REDIRECTS_MAX:
@@ -134,7 +164,7 @@ class Api:
                 time.sleep(wait_s)
                 continue
             if reply.status not in (301, 302, 303, 307, 308):
-                return self._parse(reply.status, reply.raw)
+                return self._parse(reply.status, reply.raw, refusals)
             redirects += 1
             target = self._same_origin_target(reply.location)
             if reply.status not in (307, 308) and method != "GET":
@@ -144,7 +174,7 @@ class Api:
 
     def _too_many(self, wait_s: int | None, reply: _Reply) -> RunCodeError:
         try:
-            self._parse(reply.status, reply.raw)
+            self._parse(reply.status, reply.raw, frozenset())
         except RunCodeError as error:
             if wait_s is None:
                 return error
@@ -211,11 +241,18 @@ class Api:
         tunnel.set_tunnel(authority, headers=proxy[1])
         return tunnel
 
-    def _parse(self, status: int, raw_reply: bytes) -> object:
+    def _parse(self, status: int, raw_reply: bytes, refusals: frozenset[str]) -> object:
         try:
             body = json.loads(raw_reply, object_pairs_hook=_read_object)
         except (ValueError, RecursionError):
             body = None
+        if (
+            status == 400
+            and isinstance(body, dict)
+            and isinstance(body.get("error"), str)
+            and body["error"] in refusals
+        ):
+            return body
         if not 200 <= status < 300:
             raise wire.error_from_response(status, body)
         if body is None:

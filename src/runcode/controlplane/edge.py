@@ -26,13 +26,13 @@ import re
 import secrets
 import time
 import traceback
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from runcode.controlplane.hosts import HostPolicy
@@ -93,6 +93,8 @@ class EdgeSettings:
     metrics: Metrics | None = None
     hsts: bool = False
     body_timeout_s: float = BODY_TIMEOUT_S
+    # A failure as a page, with its headers, for a person's browser: (status, error).
+    render_page: Callable[[int, RunCodeError], tuple[str, dict[str, str]]] | None = None
 
 
 class _Gone(Exception):
@@ -144,7 +146,7 @@ class Edge:
             await self._app(scope, _replay(body, receive), send_with_headers)
         except _Refused as refusal:
             self._count_refusal(refusal.error)
-            await _answer(send_with_headers, refusal.status, wire.render_error(refusal.error), *refusal.headers)
+            await self._answer(scope, send_with_headers, refusal.status, refusal.error, *refusal.headers)
         except _Gone:
             status = 499
         except Exception as error:
@@ -153,9 +155,25 @@ class Edge:
                 # The server above would log the exception's own words.
                 raise _CutOff from None
             self._count_refusal(hidden)
-            await _answer(send_with_headers, 500, wire.render_error(hidden), (b"connection", b"close"))
+            await self._answer(scope, send_with_headers, 500, hidden, (b"connection", b"close"))
         finally:
             self._note(scope, request_id, status, time.perf_counter() - began)
+
+    async def _answer(
+        self,
+        scope: MutableMapping[str, Any],
+        send: _Send,
+        status: int,
+        error: RunCodeError,
+        *headers: tuple[bytes, bytes],
+    ) -> None:
+        """A failure, as a page for a person and as the wire's JSON for everybody else."""
+        if self._settings.render_page is not None and wants_page(scope):
+            page, told = self._settings.render_page(status, error)
+            extra = [(name.lower().encode(), value.encode()) for name, value in told.items()]
+            await _send_whole(send, status, b"text/html; charset=utf-8", page.encode(), *extra, *headers)
+            return
+        await _send_whole(send, status, b"application/json", json.dumps(wire.render_error(error)).encode(), *headers)
 
     def _identify(self, scope: MutableMapping[str, Any], head: _Head) -> bytes:
         """Sets the caller's own address and scheme, as far as a proxy of ours says them; returns the request's id."""
@@ -250,7 +268,15 @@ def install_error_answers(app: FastAPI, settings: EdgeSettings) -> None:
         if settings.metrics is not None:
             settings.metrics.count_refusal(error.code)
 
-    async def answer_known(request: Request, error: Exception) -> JSONResponse:
+    def answer(
+        request: Request, error: RunCodeError, status: int, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        if settings.render_page is not None and wants_page(request.scope):
+            page, told = settings.render_page(status, error)
+            return HTMLResponse(page, status, {**(headers or {}), **told})
+        return JSONResponse(wire.render_error(error), status, headers)
+
+    async def answer_known(request: Request, error: Exception) -> Response:
         assert isinstance(error, RunCodeError)
         if error.code == "unauthorized" and settings.limits is not None:
             try:
@@ -260,24 +286,24 @@ def install_error_answers(app: FastAPI, settings: EdgeSettings) -> None:
         count(error)
         if error.code == "busy":
             # 409 would read as "not running" to a client.
-            return JSONResponse(wire.render_error(_BUSY), 503, {"Retry-After": "1"})
+            return answer(request, _BUSY, 503, {"Retry-After": "1"})
         if error.kind.http_status >= 500 and error.code not in _SPOKEN:
-            return JSONResponse(wire.render_error(_hide(error, request.state.request_id)), 500)
+            return answer(request, _hide(error, request.state.request_id), 500)
         headers = None
         if error.code == "unauthorized":
             headers = {"WWW-Authenticate": "Token"}
         elif error.code == "rate_limited":
             headers = {"Retry-After": str(getattr(error, "retry_after_s", _RETRY_AFTER_S))}
-        return JSONResponse(wire.render_error(error), error.kind.http_status, headers)
+        return answer(request, error, error.kind.http_status, headers)
 
-    async def answer_http(_request: Request, error: Exception) -> JSONResponse:
+    async def answer_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         count(_explain_status(error))
-        return JSONResponse(wire.render_error(_explain_status(error)), error.status_code, error.headers)
+        return answer(request, _explain_status(error), error.status_code, error.headers)
 
-    async def answer_invalid(_request: Request, _error: Exception) -> JSONResponse:
+    async def answer_invalid(request: Request, _error: Exception) -> Response:
         # What was sent is not quoted back.
-        return JSONResponse(wire.render_error(RunCodeError("bad_request", "the request is malformed")), 400)
+        return answer(request, RunCodeError("bad_request", "the request is malformed"), 400)
 
     app.add_exception_handler(RunCodeError, answer_known)
     app.add_exception_handler(HTTPException, answer_http)
@@ -354,8 +380,15 @@ def _replay(body: bytes, receive: _Receive) -> _Receive:
     return replay
 
 
-async def _answer(send: _Send, status: int, body: dict[str, object], *more: tuple[bytes, bytes]) -> None:
-    raw = json.dumps(body).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(raw)).encode()), *more]
+def wants_page(scope: MutableMapping[str, Any]) -> bool:
+    """Is this a person's browser at a page? Programs at the API get the wire's JSON whatever they accept."""
+    if scope["path"].startswith("/api/"):
+        return False
+    accepted = [value for name, value in scope["headers"] if name == b"accept"]
+    return len(accepted) == 1 and b"text/html" in accepted[0]
+
+
+async def _send_whole(send: _Send, status: int, media_type: bytes, raw: bytes, *more: tuple[bytes, bytes]) -> None:
+    headers = [(b"content-type", media_type), (b"content-length", str(len(raw)).encode()), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": raw})

@@ -42,7 +42,15 @@ from runcode.controlplane.services.principals import principal_for
 from runcode.controlplane.states import DELETING, RUNNING, STARTING, STOPPED, STOPPING, UNKNOWN
 from runcode.controlplane.store.engine import Store
 from runcode.core.errors import RunCodeError
-from runcode.runtimes.base import Checkpoint, Observation, ObservedState, Runtime, WorkspaceSpec
+from runcode.runtimes.base import (
+    DEFAULT_SIZES,
+    Checkpoint,
+    Observation,
+    ObservedState,
+    Runtime,
+    SizeLimits,
+    WorkspaceSpec,
+)
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -72,6 +80,7 @@ class Reconciler:
         clock: Clock,
         timing: Timing | None = None,
         on_pass: Callable[[str, str, bool, float], None] | None = None,
+        sizes: Mapping[str, SizeLimits] = DEFAULT_SIZES,
     ) -> None:
         """`on_pass` is told what was done: runtime, action, did it fail, seconds."""
         self._store = store
@@ -82,6 +91,7 @@ class Reconciler:
         self._timing = timing or Timing()
         self._on_pass = on_pass
         self._surveyed_at = -math.inf
+        self._sizes = sizes
         self._lifecycle = Lifecycle(store, clock, lease=self._timing.lease)
         self._owner = f"{os.getpid()}-{secrets.token_hex(8)}"
         self._workers: dict[int, asyncio.Task[None]] = {}
@@ -250,6 +260,7 @@ class Reconciler:
             principal=principal_for(work.workspace_id),
             workspace_ca=self._workspace_ca,
             host_key=claim.host_private_key,
+            limits=self._limits_of(work),
         )
         await self._bounded(runtime.create(spec))
         steps = runtime.start(spec)
@@ -370,6 +381,16 @@ class Reconciler:
     async def _bounded(self, call: Awaitable[_T], timeout_s: float | None = None) -> _T:
         async with asyncio.timeout(self._timing.step_s if timeout_s is None else timeout_s):
             return await call
+
+    def _limits_of(self, work: Work) -> SizeLimits:
+        limits = self._sizes.get(work.size)
+        if limits is None:
+            raise RunCodeError(
+                "not_ready",
+                f"this server has no size `{work.size}` any more",
+                resolution=f"give the workspace another one: {', '.join(sorted(self._sizes))}",
+            )
+        return limits
 
     def _runtime_of(self, work: Work) -> Runtime:
         runtime = self._runtimes.get(work.runtime)

@@ -24,9 +24,12 @@ from pathlib import Path
 
 import asyncssh
 
+from runcode.controlplane.idle_watch import IdleWatch
 from runcode.controlplane.plane import ControlPlane, ControlPlaneSettings
 from runcode.controlplane.reconciler import Reconciler
 from runcode.controlplane.retention import RetentionPolicy
+from runcode.controlplane.services.offers import RuntimeOffer
+from runcode.controlplane.services.oidc_records import OidcPolicy, OidcSettings
 from runcode.core.errors import RunCodeError
 from runcode.core.values import Value
 from runcode.gateway.recorder import SERVER_ENDED
@@ -39,6 +42,8 @@ from runcode.server.front import ANSWER_TIMEOUT_S, Front, FrontOptions, GatewayN
 from runcode.server.installed_runtimes import load_runtimes
 from runcode.server.listeners import Address, bind, bound_address
 from runcode.server.logs import JSON, TEXT, say
+from runcode.server.workspace_options import WorkspaceOptions
+from runcode.server.workspace_policy import make_policy
 
 _log = logging.getLogger(__name__)
 # Long enough for a command's last bytes, short enough for a person who pressed Ctrl-C.
@@ -60,6 +65,9 @@ class UpOptions(Value):
     min_free_bytes: int | None = None
     keep_events: int | None = None
     keep_ended_sessions_s: int | None = None
+    oidc: OidcSettings | None = None
+    oidc_policy: OidcPolicy = OidcPolicy()
+    workspaces: WorkspaceOptions = WorkspaceOptions()
 
 
 class FirstAccess(Value):
@@ -68,6 +76,7 @@ class FirstAccess(Value):
     email: str
     password: str
     token: str
+    link_path: str
 
 
 def run_up(options: UpOptions) -> int:
@@ -111,7 +120,7 @@ async def _run(
         stack.push_async_callback(runtime.close)
         if isinstance(runtime, OutboundNetworkSwitch):
             runtime.allow_outbound_network(options.box_network)
-    await _report_obstacles(runtimes)
+    plane.offers.set(await _report_obstacles(runtimes))
 
     reconciler = Reconciler(
         plane.store,
@@ -120,6 +129,7 @@ async def _run(
         workspace_ca=plane.certificates.workspace_ca_line,
         clock=plane.clock,
         on_pass=plane.metrics.observe_pass,
+        sizes=plane.workspaces.policy.sizes,
     )
     await reconciler.start()
     plane.readiness.add("reconciler", lambda: reconciler.alive)
@@ -128,6 +138,7 @@ async def _run(
 
     plane.retention.start()
     facts: dict[str, object] = {"ssh_host": None, "ssh_port": None}
+    gateway: GatewayServer | None = None
     if ssh is None:
         # A gateway does this at its start; without one, what a killed server left open ends here.
         await plane.events.end_missing(EMBEDDED, (), SERVER_ENDED)
@@ -148,6 +159,15 @@ async def _run(
         plane.ssh_endpoint.set(public.host, public.port, (_public_line(folder.gateway_host_key),))
         facts = {"ssh_host": public.host, "ssh_port": public.port}
 
+    idle = IdleWatch(
+        plane.idle_stops,
+        runtimes,
+        find_quiet_s=lambda workspace_id: None if gateway is None else gateway.find_use(workspace_id).quiet_s,
+        look_every_s=options.workspaces.idle_look_every_s,
+    )
+    idle.start()
+    stack.push_async_callback(idle.close)
+
     facts = {"api_base": front.base, "web_base": front.base, "metrics_url": front.metrics_url, **facts}
     front.serve(plane)
     stack.push_async_callback(front.close)
@@ -163,7 +183,7 @@ async def _run(
     if options.ready_file is not None:
         with translated_os_errors(options.ready_file):
             write_private_file(options.ready_file, json.dumps(facts, indent=1) + "\n")
-    _greet(options, facts)
+    _greet(options, facts, first_access)
 
     loop = asyncio.get_running_loop()
     ended, broken = loop.create_task(ending.wait()), loop.create_task(front.wait_for_end())
@@ -192,9 +212,11 @@ async def _first_start(folder: DataFolder, options: UpOptions) -> FirstAccess:
             assert access is not None, "a database that was just made has no users"
             password = secrets.token_urlsafe(18)
             await plane.users.set_password(access.user.email, password)
+            # After the password, which ends what was there before it.
+            link = await plane.sign_in_links.create_link(access.user.email)
         finally:
             await plane.close()
-    return FirstAccess(email=access.user.email, password=password, token=access.token.plaintext)
+    return FirstAccess(email=access.user.email, password=password, token=access.token.plaintext, link_path=link.path)
 
 
 def _settings(folder: DataFolder, options: UpOptions) -> ControlPlaneSettings:
@@ -204,7 +226,14 @@ def _settings(folder: DataFolder, options: UpOptions) -> ControlPlaneSettings:
     if options.keep_ended_sessions_s is not None:
         retention = replace(retention, ended_sessions_for=datetime.timedelta(seconds=options.keep_ended_sessions_s))
     return ControlPlaneSettings(
-        database=folder.database, keys_folder=folder.keys, public_url=options.front.public_url, retention=retention
+        database=folder.database,
+        keys_folder=folder.keys,
+        public_url=options.front.public_url,
+        retention=retention,
+        oidc=options.oidc,
+        oidc_policy=options.oidc_policy,
+        workspaces=make_policy(folder.path, options.workspaces),
+        teams_by_anyone=options.workspaces.teams_by_anyone,
     )
 
 
@@ -252,23 +281,27 @@ def _catch_signals(plane: ControlPlane, front: Front) -> asyncio.Event:
     return ending
 
 
-async def _report_obstacles(runtimes: dict[str, Runtime]) -> None:
+async def _report_obstacles(runtimes: dict[str, Runtime]) -> list[RuntimeOffer]:
     """Workspaces that cannot run here are no reason not to serve the others; the operator hears why."""
+    offers = []
     for name, runtime in runtimes.items():
         obstacle = await asyncio.to_thread(runtime.find_obstacle)
+        offers.append(RuntimeOffer(name, runtime.capabilities, obstacle))
         if obstacle is not None:
             say(f"the {name} runtime is unavailable: {obstacle}")
+    return offers
 
 
-def _greet(options: UpOptions, facts: dict[str, object]) -> None:
+def _greet(options: UpOptions, facts: dict[str, object], first_access: FirstAccess | None) -> None:
     """What a person needs next. Secrets only on a terminal: a log file is no place for them."""
     say(f"control plane on {facts['api_base']}")
     if facts["metrics_url"] is not None:
         say(f"metrics on {facts['metrics_url']}")
     gateway = "off" if facts["ssh_host"] is None else f"on {facts['ssh_host']} port {facts['ssh_port']}"
     say(f"SSH gateway {gateway}")
-    if "token" in facts:
+    if first_access is not None:
         if sys.stderr.isatty() and options.log_format != JSON:
+            say(f"first start: sign in at {facts['web_base']}{first_access.link_path} (works once, for 15 minutes)")
             say(f"first start: admin {facts['admin_email']}, password {facts['admin_password']}")
             say(f"first start: API token {facts['token']} (both are shown this once)")
         elif options.ready_file is not None:
@@ -276,7 +309,7 @@ def _greet(options: UpOptions, facts: dict[str, object]) -> None:
         else:
             say(
                 f"first start: made the admin {facts['admin_email']}; the password is shown on a terminal only "
-                "(another admin: runcode-server user create EMAIL --admin)"
+                f"(to sign in: runcode-server user sign-in-link {facts['admin_email']})"
             )
     say(
         "to sign a client in: "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from runcode.controlplane.routes.rendering import render_bundle, render_workspace
+from runcode.controlplane.routes.rendering import render_bundle, render_quota, render_workspace
 from runcode.controlplane.routes.request_io import Authenticated, Plane, parse_id, read_json_object
 from runcode.controlplane.routes.shapes import (
     WORKSPACE_ID,
@@ -20,6 +20,7 @@ from runcode.controlplane.routes.shapes import (
     path_id,
     query_parameter,
 )
+from runcode.controlplane.states import SCOPE_READ, SCOPES
 from runcode.core import wire
 from runcode.core.errors import RunCodeError
 
@@ -33,9 +34,19 @@ _POWER = answers(PowerDone | ErrorAnswer, 404, takes=PowerRequest, takes_optiona
 
 
 @router.get("/me", **answers(Me))
-async def me(caller: Authenticated) -> dict[str, object]:
-    """Whose token this is."""
-    return {"error": False, "email": caller.email, "is_admin": caller.is_admin}
+async def me(plane: Plane, caller: Authenticated) -> dict[str, object]:
+    """Whose token this is, what it may do, and how much its person has and may have."""
+    quota = None
+    if SCOPE_READ in caller.scopes:
+        quota = render_quota(await plane.quotas.load_quota(caller.email, caller=caller))
+    return {
+        "error": False,
+        "email": caller.email,
+        "is_admin": caller.is_admin,
+        "scopes": [scope for scope in SCOPES if scope in caller.scopes],
+        "workspace_ids": None if caller.workspace_ids is None else sorted(caller.workspace_ids),
+        "quota": quota,
+    }
 
 
 @router.post("/auth/revoke", **answers(Done))

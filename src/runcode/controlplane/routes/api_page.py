@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from runcode.controlplane.routes.login_pages import STYLE_PATH
-
 _METHODS = ("get", "post", "put", "patch", "delete")
 
 
-def render_api_page(document: dict[str, Any], *, document_path: str) -> str:
-    """`document` is an OpenAPI 3.1 document of ours; every text of it is escaped."""
+def render_api_page(document: dict[str, Any], *, document_path: str) -> tuple[str, str]:
+    """`document` is an OpenAPI 3.1 document of ours; its texts are escaped. Returns title and content."""
     title = escape(document["info"]["title"])
     operations = [
         (method, path, operation)
@@ -25,31 +23,16 @@ def render_api_page(document: dict[str, Any], *, document_path: str) -> str:
         for method, path, _ in operations
     )
     schemas = document.get("components", {}).get("schemas", {})
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{title} · RunCode</title>
-<link rel="stylesheet" href="{STYLE_PATH}">
-</head>
-<body>
-<main class="wide">
-<p class="brand">RunCode</p>
-<h1>{title} <span class="note">{escape(document["info"]["version"])}</span></h1>
+    body = f"""<h1>{title} <span class="note">{escape(document["info"]["version"])}</span></h1>
 {_prose(document["info"].get("description", ""))}
 <p>The same for programs: <a href="{escape(document_path)}"><code>{escape(document_path)}</code></a> (OpenAPI 3.1).</p>
-<nav aria-label="Calls"><ul class="plain">
+<nav aria-label="Calls"><ul class="calls">
 {toc}
 </ul></nav>
 {"".join(_render_operation(method, path, operation, schemas) for method, path, operation in operations)}
 <h2>Shapes</h2>
-{"".join(_render_shape(name, schema) for name, schema in schemas.items())}
-</main>
-</body>
-</html>
-"""
+{"".join(_render_shape(name, schema) for name, schema in schemas.items())}"""
+    return title, body
 
 
 def _render_operation(method: str, path: str, operation: dict[str, Any], schemas: dict[str, Any]) -> str:
@@ -69,7 +52,7 @@ def _render_operation(method: str, path: str, operation: dict[str, Any], schemas
             )
             for parameter in operation["parameters"]
         ]
-        parts.append("<h3>Parameters</h3>" + _table(("name", "in", "type", ""), parameters))
+        parts.append("<h3>Parameters</h3>" + _table(("name", "in", "type", "meaning"), parameters))
     body = operation.get("requestBody", {}).get("content", {}).get("application/json", {}).get("schema")
     if body is not None:
         optional = "" if operation["requestBody"].get("required") else " (may be absent)"
@@ -101,7 +84,7 @@ def _fields(schema: dict[str, Any]) -> str:
         )
         for name, field in schema.get("properties", {}).items()
     ]
-    return _table(("key", "type", ""), rows) if rows else ""
+    return _table(("key", "type", "meaning"), rows) if rows else ""
 
 
 def _type_of(schema: dict[str, Any]) -> str:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from fastapi import APIRouter, Request
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import JSONResponse, Response
 
 from runcode.controlplane.openapi import render_document
 from runcode.controlplane.routes.api_page import render_api_page
-from runcode.controlplane.routes.browser_io import html_response
+from runcode.controlplane.routes.page_frame import show
 
 router = APIRouter(include_in_schema=False)
 
@@ -25,9 +25,12 @@ async def document(request: Request) -> Response:
     return JSONResponse(_document_of(request))
 
 
-@router.get(PAGE_PATH, response_class=HTMLResponse)
+@router.get(PAGE_PATH)
 async def page(request: Request) -> Response:
-    return html_response(render_api_page(_document_of(request), document_path=DOCUMENT_PATH))
+    from markupsafe import Markup
+
+    title, body = render_api_page(_document_of(request), document_path=DOCUMENT_PATH)
+    return show(request, "document.html", title=title, body=Markup(body))  # noqa: S704
 
 
 def _document_of(request: Request) -> dict[str, Any]:

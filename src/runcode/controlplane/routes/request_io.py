@@ -8,6 +8,7 @@ JSON that is not what its reader thinks.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -57,7 +58,7 @@ Authenticated = Annotated[Caller, Depends(authenticate)]
 
 
 def parse_id(raw_id: object) -> int:
-    """A workspace id as decimal digits, or a JSON integer."""
+    """An id as decimal digits, or a JSON integer."""
     if type(raw_id) is int and 0 < raw_id < 10**_ID_DIGITS_MAX:
         return raw_id
     if isinstance(raw_id, str) and raw_id.isascii() and raw_id.isdigit() and len(raw_id) <= _ID_DIGITS_MAX:
@@ -74,6 +75,37 @@ async def read_json_object(request: Request) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RunCodeError("bad_request", "the body is not a JSON object")
     return value
+
+
+async def read_known_keys(
+    request: Request, known: Collection[str], *, required: Collection[str] = ()
+) -> dict[str, Any]:
+    """As `read_json_object`, and every key is one of `known`: a misspelt one must not be passed over."""
+    body = await read_json_object(request)
+    if not set(body) <= set(known) or not set(body) >= set(required):
+        keys = ", ".join(f"`{key}`" + ("" if key in required else " (optional)") for key in known)
+        raise RunCodeError("bad_request", "the body has not the keys of this call", resolution=f"send: {keys}")
+    return body
+
+
+def parse_text(raw_value: object, name: str, *, limit: int = 1024) -> str:
+    if isinstance(raw_value, str) and len(raw_value) <= limit:
+        return raw_value
+    raise RunCodeError("bad_request", f"{name} is not a text that can be used")
+
+
+def parse_flag(raw_value: object, name: str) -> bool:
+    if isinstance(raw_value, bool):
+        return raw_value
+    raise RunCodeError("bad_request", f"{name} is neither true nor false")
+
+
+def find_query(request: Request, name: str) -> str | None:
+    """A parameter of the query that stands once; None when it is absent."""
+    given = request.query_params.getlist(name)
+    if len(given) > 1:
+        raise RunCodeError("bad_request", f"{name} must be given once")
+    return given[0] if given else None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -65,12 +65,24 @@ class Done(Shape):
     error: Literal[False]
 
 
+class Quota(Shape):
+    """What the caller has, and may have at most (null: no limit)."""
+
+    workspaces: int = Field(examples=[2])
+    workspaces_max: int | None = Field(examples=[10])
+    running: int = Field(examples=[1])
+    running_max: int | None = Field(examples=[3])
+
+
 class Me(Shape):
-    """Whose token this is."""
+    """Whose token this is, and what it may do. `workspace_ids` null: all that the person may use."""
 
     error: Literal[False]
     email: str = Field(examples=["ann@example.org"])
     is_admin: bool
+    scopes: list[str] = Field(examples=[["read", "connect", "manage"]])
+    workspace_ids: list[int] | None = Field(examples=[None])
+    quota: Quota | None = Field(description="Null for a token that may not read.")
 
 
 class Workspace(Shape):
@@ -88,6 +100,24 @@ class Workspace(Shape):
     owner: str = Field(examples=["ann@example.org"])
     role: str | None = Field(description="The caller's: owner, manage or use.", examples=["owner"])
     created_at: str = Field(json_schema_extra={"format": "date-time"}, examples=["2026-11-23T22:15:00Z"])
+    size: str = Field(examples=["standard"])
+    size_pending: bool = Field(
+        description="Its box was started with another size, and gets this one at its next start."
+    )
+    idle_stop_after_s: int | None = Field(
+        description="Stopped after so many seconds without use; 0: never; null: as the server's default says.",
+        examples=[None],
+    )
+    active_at: str | None = Field(
+        description="When it was last in use, to about a minute.",
+        json_schema_extra={"format": "date-time"},
+        examples=["2026-11-23T22:15:00Z"],
+    )
+    stop_cause: str | None = Field(description="`person`, `operator` or `idle`, while it is stopped.", examples=[None])
+    explanation: str | None = Field(
+        description="Why it is as it is, for a person: what failed, or who or what stopped it.",
+        examples=["stopped: idle for 30 min"],
+    )
 
 
 class WorkspaceListBody(Shape):
