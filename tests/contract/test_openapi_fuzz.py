@@ -28,7 +28,7 @@ from support.controlplane_fakes import mark_running, open_plane, set_endpoint
 
 _T = TypeVar("_T")
 OWNER, GUEST = "ann@example.org", "bob@example.org"
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "6"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "5"))
 REPEATABLE = "FUZZ_EXAMPLES" not in os.environ
 # What any answer must hold to. Whether odd input is refused is a matter of rules, which have tests of their own.
 JUDGES = [

@@ -93,6 +93,7 @@ async def redeem(request: Request, plane: Plane) -> Response:
     body = await read_json_object(request)
     found = await plane.device_logins.poll(body.get("device_code"))
     if found.token is not None:
+        plane.metrics.count_sign_in("device", "ok")
         return JSONResponse({"error": False, "token": found.token.plaintext, "email": found.token.record.user_email})
     assert found.refusal is not None
     words = _WORDS[found.refusal]
