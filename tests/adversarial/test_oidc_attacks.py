@@ -238,6 +238,24 @@ async def test_only_the_domain_itself_lets_in(
         assert await plane.users.list_users() == []
 
 
+@pytest.mark.parametrize("verified", [False, None, "true", 1, "yes"])
+async def test_an_address_that_nobody_verified_opens_nothing(
+    plane: ControlPlane, server: HttpServer, provider: Provider, verified: object
+) -> None:
+    provider.claims = {"email_verified": verified}
+    assert (await sign_in(server, provider))[1].status == 403
+    assert await plane.users.list_users() == []
+
+
+async def test_an_address_opens_no_account_that_was_there_before(
+    plane: ControlPlane, server: HttpServer, provider: Provider
+) -> None:
+    """A verified one of a domain that may come in, and somebody else had that address here first."""
+    await plane.users.create_user(EMAIL, "correct horse battery", admin=True)
+    browser, done = await sign_in(server, provider)
+    assert (done.status, "runcode_session" in browser.cookies) == (403, False)
+
+
 # ------------------------------------------------------------------ answers that are not this browser's
 
 
@@ -391,6 +409,21 @@ async def test_the_connection_goes_to_the_address_that_was_looked_at(provider: P
     assert (request.url.host, request.headers["host"]) == ("93.184.216.34", "login.example.org")
     assert request.extensions["sni_hostname"] == "login.example.org"
     assert len(looked) == 1
+
+
+async def test_a_large_answer_is_not_read_to_its_end(provider: Provider) -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        for _ in range(64):
+            sent += 64 * 1024
+            yield b" " * (64 * 1024)
+
+    provider.answers["/.well-known/openid-configuration"] = lambda _request: httpx.Response(200, content=endless())
+    with pytest.raises(RunCodeError):
+        await make_provider(provider).require_issuer(ISSUER)
+    assert sent <= oidc_http.ANSWER_MAX + 64 * 1024
 
 
 _BAD_ANSWERS: dict[str, Callable[[httpx.Request], httpx.Response]] = {
