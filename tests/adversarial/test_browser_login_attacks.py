@@ -223,7 +223,9 @@ async def test_every_page_forbids_frames_scripts_caches_and_referrers(server: Ht
     ]
     for page in pages:
         policy = page.headers["content-security-policy"]
-        assert policy.startswith("default-src 'none'; style-src 'self'; img-src 'self'; frame-ancestors 'none'; base-uri")
+        assert policy.startswith(
+            "default-src 'none'; style-src 'self'; img-src 'self'; frame-ancestors 'none'; base-uri"
+        )
         assert "script" not in policy
         assert "unsafe" not in policy
         assert page.headers["x-frame-options"] == "DENY"
