@@ -21,7 +21,9 @@ from runcode.core.errors import RunCodeError
 from runcode.gateway.admission import AdmissionPolicy
 from runcode.gateway.algorithms import CIPHERS, KEY_EXCHANGES, MACS, VERSION
 from runcode.gateway.asyncssh_check import require_known_asyncssh
-from runcode.gateway.asyncssh_internals import SIGNATURE_ALGORITHMS, ClientLeg
+from runcode.gateway.asyncssh_framing import Framing, find_loop_obstacle
+from runcode.gateway.asyncssh_legs import SIGNATURE_ALGORITHMS, ClientLeg
+from runcode.gateway.asyncssh_trial import find_framing_obstacle
 from runcode.gateway.connection import GatewayContext
 from runcode.gateway.directory import Directory
 from runcode.gateway.events import NOTE, USED, EventSink, GatewayEvent, NoSink
@@ -42,7 +44,11 @@ EMBEDDED = "embedded"
 
 @dataclass(frozen=True)
 class GatewayHealth:
-    """`feed_age_s` is infinite while the change feed has never spoken; bytes and drops are since the start."""
+    """`feed_age_s` is infinite while the change feed has never spoken; bytes and drops are since the start.
+
+    `framing_obstacle` says why packets of data go the slow way, through asyncssh; None: they do not. `resealed_bytes`
+    of them went the short way since the start, `singly_bytes` the other.
+    """
 
     live_connections: int
     strangers: int
@@ -52,6 +58,9 @@ class GatewayHealth:
     bytes_to_clients: int
     events_waiting: int
     events_dropped: int
+    framing_obstacle: str | None
+    resealed_bytes: int
+    singly_bytes: int
 
 
 class GatewayServer:
@@ -85,6 +94,7 @@ class GatewayServer:
         self._recorder = EventRecorder(events or NoSink(), gateway=name, clock=self._clock)
         self._usage = UsageWatch(self._registry, report=self._report_use)
         self._listener: asyncio.Server | None = None
+        self._framing = Framing("the gateway has not started")
         # Weak: asyncio holds a leg for as long as its socket is open.
         self._legs: weakref.WeakSet[ClientLeg] = weakref.WeakSet()
 
@@ -102,6 +112,9 @@ class GatewayServer:
     async def start_on(self, listener: socket.socket) -> None:
         """Serve on a bound socket. Raises RunCodeError (asyncssh unknown, host key unusable)."""
         require_known_asyncssh()
+        self._framing = Framing(find_loop_obstacle(asyncio.get_running_loop()) or find_framing_obstacle())
+        if self._framing.obstacle is not None:
+            _log.warning("packets go the slow way, by asyncssh's own framing: %s", self._framing.obstacle)
         # asyncssh's own lines carry user names and texts of peers; ours are in the gateway's loggers.
         asyncssh.set_log_level(logging.CRITICAL)
         options = self._server_options()
@@ -116,6 +129,7 @@ class GatewayServer:
                 connect_unix=self._connect_unix,
                 timeout_s=self._policy.workspace_timeout_s,
                 rekey_bytes=self._policy.rekey_bytes,
+                framing=self._framing,
             ),
             lobby=self._lobby,
             recorder=self._recorder,
@@ -142,6 +156,10 @@ class GatewayServer:
         await self._watcher.close()
         await self._usage.close()
         await self._recorder.close()
+        framing = self._framing
+        _log.info(
+            "data packets: %d bytes resealed in place, %d handled singly", framing.resealed, framing.handled_singly
+        )
 
     def health(self) -> GatewayHealth:
         age = self._watcher.feed_age_s
@@ -155,6 +173,9 @@ class GatewayServer:
             bytes_to_clients=to_clients,
             events_waiting=self._recorder.waiting,
             events_dropped=self._recorder.dropped_in_all,
+            framing_obstacle=self._framing.obstacle,
+            resealed_bytes=self._framing.resealed,
+            singly_bytes=self._framing.handled_singly,
         )
 
     def find_use(self, workspace_id: int) -> WorkspaceUse:
@@ -184,6 +205,7 @@ class GatewayServer:
             asyncio.get_running_loop(),
             options,
             ClientCallbacks(context),
+            framing=self._framing,
             max_auth_requests=self._policy.max_auth_requests,
         )
         self._legs.add(leg)

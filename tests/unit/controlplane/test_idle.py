@@ -118,9 +118,10 @@ class TestTheRounds:
         for _ in range(5):
             assert await watch.look() == []
             clock.now += IDLE_S
+        clock.now -= 1
         runtime.job = None
         assert await watch.look() == []
-        clock.now += IDLE_S
+        clock.now += 1
         assert await watch.look() == [1]
 
     @pytest.mark.parametrize("trouble", [RunCodeError("io_error", "no"), ZeroDivisionError()])
