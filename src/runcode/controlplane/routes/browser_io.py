@@ -277,9 +277,9 @@ def keep_visit(request: Request, response: Response) -> Response:
     return response
 
 
-def html_response(page: str, *, status: int = 200, form_action: str = "'none'") -> HTMLResponse:
-    """A page with its policy; the edge adds what every answer has."""
-    return HTMLResponse(page, status, page_headers(form_action=form_action))
+def html_response(page: str, *, status: int = 200, form_action: str = "'none'", scripts: bool = False) -> HTMLResponse:
+    """A page with its policy; the edge adds what every answer has. `scripts`: ours may run on it."""
+    return HTMLResponse(page, status, page_headers(form_action=form_action, scripts=scripts))
 
 
 def _cookie_name(plane: ControlPlane, name: str) -> str:
