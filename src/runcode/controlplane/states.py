@@ -25,10 +25,26 @@ DESIRED_STATES: Final = (RUNNING, STOPPED, DELETED)
 OBSERVED_STATES: Final = (RUNNING, STOPPED, UNKNOWN)
 ACTIVITIES: Final = (STARTING, STOPPING, DELETING)
 
+# Why a workspace is to be stopped: somebody asked, the operator did, or nobody had used it for its idle time.
+STOPPED_BY_PERSON: Final = "person"
+STOPPED_BY_OPERATOR: Final = "operator"
+STOPPED_IDLE: Final = "idle"
+STOP_CAUSES: Final = (STOPPED_BY_PERSON, STOPPED_BY_OPERATOR, STOPPED_IDLE)
+
 ROLE_USE: Final = "use"
 ROLE_MANAGE: Final = "manage"
 ROLE_OWNER: Final = "owner"
 SHARE_ROLES: Final = (ROLE_USE, ROLE_MANAGE)
+# Who may change a team: its members and its name.
+TEAM_MEMBER: Final = "member"
+TEAM_ADMIN: Final = "admin"
+TEAM_ROLES: Final = (TEAM_MEMBER, TEAM_ADMIN)
+
+# What an API token may do at all; what its person may do binds as well.
+SCOPE_READ: Final = "read"
+SCOPE_CONNECT: Final = "connect"
+SCOPE_MANAGE: Final = "manage"
+SCOPES: Final = (SCOPE_READ, SCOPE_CONNECT, SCOPE_MANAGE)
 
 
 def show_state(*, desired: str, observed: str, activity: str | None, failures: int) -> tuple[str, str | None]:

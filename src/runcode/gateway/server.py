@@ -26,9 +26,9 @@ from runcode.gateway.asyncssh_legs import SIGNATURE_ALGORITHMS, ClientLeg
 from runcode.gateway.asyncssh_trial import find_framing_obstacle
 from runcode.gateway.connection import GatewayContext
 from runcode.gateway.directory import Directory
-from runcode.gateway.events import EventSink, NoSink
+from runcode.gateway.events import NOTE, USED, EventSink, GatewayEvent, NoSink
 from runcode.gateway.lobby import Lobby
-from runcode.gateway.recorder import EventRecorder
+from runcode.gateway.recorder import EventRecorder, new_subject_id
 from runcode.gateway.registry import ConnectionRegistry
 from runcode.gateway.ssh_server import ClientCallbacks
 from runcode.gateway.usage import UsageWatch, WorkspaceUse
@@ -44,7 +44,7 @@ EMBEDDED = "embedded"
 
 @dataclass(frozen=True)
 class GatewayHealth:
-    """`feed_age_s` is infinite while the change feed has never spoken.
+    """`feed_age_s` is infinite while the change feed has never spoken; bytes and drops are since the start.
 
     `framing_obstacle` says why packets of data go the slow way, through asyncssh; None: they do not. `resealed_bytes`
     of them went the short way since the start, `singly_bytes` the other.
@@ -54,6 +54,10 @@ class GatewayHealth:
     strangers: int
     feed_age_s: float
     feed_is_fresh: bool
+    bytes_to_boxes: int
+    bytes_to_clients: int
+    events_waiting: int
+    events_dropped: int
     framing_obstacle: str | None
     resealed_bytes: int
     singly_bytes: int
@@ -88,7 +92,7 @@ class GatewayServer:
         self._connect_unix = connect_unix
         self._clock = clock or (lambda: datetime.datetime.now(datetime.timezone.utc))
         self._recorder = EventRecorder(events or NoSink(), gateway=name, clock=self._clock)
-        self._usage = UsageWatch(self._registry)
+        self._usage = UsageWatch(self._registry, report=self._report_use)
         self._listener: asyncio.Server | None = None
         self._framing = Framing("the gateway has not started")
         # Weak: asyncio holds a leg for as long as its socket is open.
@@ -159,11 +163,16 @@ class GatewayServer:
 
     def health(self) -> GatewayHealth:
         age = self._watcher.feed_age_s
+        to_boxes, to_clients = self._registry.carried
         return GatewayHealth(
             live_connections=len(self._registry),
             strangers=len(self._lobby),
             feed_age_s=age,
             feed_is_fresh=age <= self._policy.feed_silence_s,
+            bytes_to_boxes=to_boxes,
+            bytes_to_clients=to_clients,
+            events_waiting=self._recorder.waiting,
+            events_dropped=self._recorder.dropped_in_all,
             framing_obstacle=self._framing.obstacle,
             resealed_bytes=self._framing.resealed,
             singly_bytes=self._framing.handled_singly,
@@ -172,6 +181,18 @@ class GatewayServer:
     def find_use(self, workspace_id: int) -> WorkspaceUse:
         """What this gateway knows of a workspace's use, for whoever stops idle ones."""
         return self._usage.find_use(workspace_id)
+
+    def _report_use(self, workspace_id: int, ago_s: float) -> None:
+        self._recorder.put(
+            GatewayEvent(
+                kind=USED,
+                phase=NOTE,
+                subject_id=new_subject_id(),
+                at=self._clock() - datetime.timedelta(seconds=ago_s),
+                detail={},
+                workspace_id=workspace_id,
+            )
+        )
 
     async def _wait_until_empty(self, patience_s: float) -> None:
         try:
