@@ -149,6 +149,7 @@ class ControlPlane:
 
     async def close(self) -> None:
         await self.retention.close()
+        await self.sessions.close()
         await self.tokens.close()
         await self.web_sessions.close()
         if self.oidc_sign_ins is not None:
