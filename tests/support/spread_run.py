@@ -15,6 +15,7 @@ If no worker could tell (each of them crashed), the summary says so.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -72,6 +73,8 @@ class RunFacts:
         self.tables = RuntimeTables()
         self.not_run: dict[str, str] = {}
         self.deselected: list[str] = []
+        # How many tests ran on which database, by product and version.
+        self.stores: Counter[str] = Counter()
         self.told = False
 
     def add_items(self, items: Iterable[pytest.Item]) -> None:

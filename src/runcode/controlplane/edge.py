@@ -91,8 +91,8 @@ def install_error_answers(app: FastAPI) -> None:
 
     async def answer_known(_request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RunCodeError)
-        if error.code == "busy":
-            # 409 would read as "not running" to a client.
+        if error.code in ("busy", "database_down"):
+            # 409 would read as "not running" to a client, and where our database is concerns nobody.
             return JSONResponse(wire.render_error(_BUSY), 503, {"Retry-After": "1"})
         if error.kind.http_status >= 500 and error.code not in _SPOKEN:
             return JSONResponse(wire.render_error(_hide(error)), 500)

@@ -25,13 +25,14 @@ from runcode.controlplane.services.tokens import Tokens
 from runcode.controlplane.services.users import Users
 from runcode.controlplane.services.workspaces import Workspaces
 from runcode.controlplane.store.engine import Store
+from runcode.controlplane.store.location import Location
 
 
 @dataclass(frozen=True)
 class ControlPlaneSettings:
     """`keys_folder` holds the two CAs; `public_url` is what a person may be told as this server's address."""
 
-    database: Path
+    database: Location
     keys_folder: Path
     public_url: str | None = None
     sessions: SessionPolicy = field(default_factory=SessionPolicy)
