@@ -1,7 +1,7 @@
-"""A real Postgres for tests: a cluster of its own in a temporary folder, on a unix socket, with a database for each test.
+"""A real Postgres for tests: a cluster of its own in a temporary folder, on a unix socket, a database for each test.
 
-Made by the fixtures `postgres` (one cluster a test process) and `postgres_database`
-(a migrated database a test) in conftest. Runs as the Debian package's user when the
+Made by the fixtures `postgres` (one cluster a test process) and `postgres_url` (a
+migrated database a test) in conftest. Runs as the Debian package's user when the
 tests run as root, since Postgres refuses root; else as whoever runs the tests.
 """
 
@@ -76,7 +76,13 @@ class Cluster:
             words += ["-c", f"{name}={value}"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, start_new_session=True, **self._as
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                start_new_session=True,
+                **self._as,
             )
         deadline = time.monotonic() + _START_TIMEOUT_S
         while True:

@@ -222,7 +222,9 @@ def _prepare(url: PostgresUrl, verify: bool, upgrade: bool) -> None:
             revision = _find_revision(connection, url.shown)
         if revision != migrate.SCHEMA_HEAD:
             if not upgrade:
-                raise postgres_failures.unprepared(url.shown) if revision is None else postgres_failures.older(url.shown)
+                raise (
+                    postgres_failures.unprepared(url.shown) if revision is None else postgres_failures.older(url.shown)
+                )
             with engine.begin() as connection:
                 _lock_schema(connection, url.shown)
                 # Once more: another server may have been quicker.
@@ -245,8 +247,8 @@ def _check_server(connection: Connection, shown: str) -> None:
     if version < OLDEST_SERVER:
         raise RunCodeError(
             "io_error",
-            f"the server of {shown} is Postgres {version // 10000}, and {OLDEST_SERVER // 10000} is the oldest that fits",
-            resolution="upgrade that server",
+            f"the server of {shown} is Postgres {version // 10000}",
+            resolution=f"upgrade it: {OLDEST_SERVER // 10000} is the oldest that fits",
         )
     if recovering or read_only:
         raise postgres_failures.standby(shown)
