@@ -9,9 +9,17 @@ from __future__ import annotations
 
 import datetime
 from dataclasses import dataclass, field
+from typing import Final
 
-from runcode.controlplane.states import RUNNING, show_state
+from runcode.controlplane.states import RUNNING, SCOPES, show_state
 from runcode.runtimes.base import Endpoint
+
+# How an API token came about.
+ORIGIN_OPERATOR: Final = "operator"
+ORIGIN_LOGIN: Final = "login"
+ORIGIN_DEVICE: Final = "device"
+ORIGIN_CONSOLE: Final = "console"
+ORIGINS: Final = (ORIGIN_OPERATOR, ORIGIN_LOGIN, ORIGIN_DEVICE, ORIGIN_CONSOLE)
 
 
 @dataclass(frozen=True)
@@ -21,11 +29,16 @@ class UserRecord:
     is_admin: bool
     created_at: datetime.datetime
     disabled_at: datetime.datetime | None
+    workspaces_max: int | None = None
+    running_max: int | None = None
 
 
 @dataclass(frozen=True)
 class TokenRecord:
-    """An API token without the token itself, which nobody can read again."""
+    """An API token without the token itself, which nobody can read again.
+
+    `workspace_ids` None: every workspace that the person may use. `origin`: how it was made.
+    """
 
     id: int
     user_email: str
@@ -34,6 +47,9 @@ class TokenRecord:
     last_used_at: datetime.datetime | None
     expires_at: datetime.datetime | None
     revoked_at: datetime.datetime | None
+    scopes: tuple[str, ...] = SCOPES
+    workspace_ids: tuple[int, ...] | None = None
+    origin: str = ORIGIN_OPERATOR
 
 
 @dataclass(frozen=True)
@@ -46,13 +62,24 @@ class NewToken:
 
 @dataclass(frozen=True)
 class Caller:
-    """Who makes an API call, as its token proved."""
+    """Who asks, as an API token or a signed-in browser proved; `token_id` is None for a browser.
+
+    `scopes` and `workspace_ids` (None: all) bound what this caller may do beneath what the person may:
+    `services/access.py` is where they are held against a wish. `source` is the peer's address, for the audit.
+    """
 
     user_id: int
     email: str
     is_admin: bool
-    token_id: int
+    token_id: int | None
     token_expires_at: datetime.datetime | None
+    scopes: frozenset[str] = frozenset(SCOPES)
+    workspace_ids: frozenset[int] | None = None
+    web_session_id: int | None = None
+    source: str = ""
+
+
+STANDARD_SIZE: Final = "standard"
 
 
 @dataclass(frozen=True)
@@ -73,6 +100,9 @@ class WorkspaceRecord:
     host_public_key: str
     created_at: datetime.datetime
     role: str | None = None
+    size: str = STANDARD_SIZE
+    idle_stop_after_s: int | None = None
+    active_at: datetime.datetime | None = None
 
     @property
     def current_state(self) -> str:

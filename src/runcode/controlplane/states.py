@@ -29,6 +29,16 @@ ROLE_USE: Final = "use"
 ROLE_MANAGE: Final = "manage"
 ROLE_OWNER: Final = "owner"
 SHARE_ROLES: Final = (ROLE_USE, ROLE_MANAGE)
+# Who may change a team: its members and its name.
+TEAM_MEMBER: Final = "member"
+TEAM_ADMIN: Final = "admin"
+TEAM_ROLES: Final = (TEAM_MEMBER, TEAM_ADMIN)
+
+# What an API token may do at all; what its person may do binds as well.
+SCOPE_READ: Final = "read"
+SCOPE_CONNECT: Final = "connect"
+SCOPE_MANAGE: Final = "manage"
+SCOPES: Final = (SCOPE_READ, SCOPE_CONNECT, SCOPE_MANAGE)
 
 
 def show_state(*, desired: str, observed: str, activity: str | None, failures: int) -> tuple[str, str | None]:

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable
 
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.records import TokenRecord, UserRecord, WorkspaceRecord
+from runcode.controlplane.services.tokens import TokenBounds
 from runcode.controlplane.states import DELETED, RUNNING
 from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import Endpoint, TcpEndpoint, UnixEndpoint
@@ -90,7 +91,7 @@ async def create_token(plane: ControlPlane, folder: DataFolder, options: Namespa
     expires_at = None
     if options.expires_days is not None:
         expires_at = plane.clock.now() + datetime.timedelta(days=options.expires_days)
-    made = await plane.tokens.create_token(email, options.name, expires_at=expires_at)
+    made = await plane.tokens.create_token(email, options.name, bounds=TokenBounds(expires_at=expires_at))
     # The text is the token alone, so that it can be piped into `runcode login --paste`.
     return Answer(value={**_token(made.record), "token": made.plaintext}, text=made.plaintext)
 

@@ -10,7 +10,7 @@ import pytest
 
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.records import Caller
-from runcode.controlplane.services.tokens import TOKEN_PREFIX
+from runcode.controlplane.services.tokens import TOKEN_PREFIX, TokenBounds
 from runcode.core.errors import RunCodeError
 from runcode.core.hostkeys import parse_public_key
 from support.controlplane_fakes import (
@@ -39,7 +39,9 @@ async def plane(tmp_path: Path, clock: ManualClock) -> AsyncIterator[ControlPlan
 
 
 async def caller_for(plane: ControlPlane, email: str, **options: datetime.datetime) -> Caller:
-    return await plane.tokens.authenticate((await plane.tokens.create_token(email, "test", **options)).plaintext)
+    return await plane.tokens.authenticate(
+        (await plane.tokens.create_token(email, "test", bounds=TokenBounds(**options))).plaintext
+    )
 
 
 async def refused(code: str, call: object) -> RunCodeError:
@@ -88,7 +90,7 @@ async def test_a_token_is_long_random_and_names_its_user(plane: ControlPlane) ->
 
 async def test_a_token_ends_by_revocation_expiry_and_with_its_user(plane: ControlPlane, clock: ManualClock) -> None:
     expiring = await plane.tokens.create_token(
-        "bob@example.org", "short", expires_at=clock.now() + datetime.timedelta(hours=1)
+        "bob@example.org", "short", bounds=TokenBounds(expires_at=clock.now() + datetime.timedelta(hours=1))
     )
     revoked = await plane.tokens.create_token("bob@example.org", "gone")
     anns = await plane.tokens.create_token("ann@example.org", "ann")
@@ -104,7 +106,9 @@ async def test_a_token_ends_by_revocation_expiry_and_with_its_user(plane: Contro
     assert first == clock.now()
     await plane.users.enable_user("ann@example.org")
     assert (await plane.tokens.authenticate(anns.plaintext)).email == "ann@example.org"
-    await refused("bad_request", plane.tokens.create_token("bob@example.org", "past", expires_at=clock.now()))
+    await refused(
+        "bad_request", plane.tokens.create_token("bob@example.org", "past", bounds=TokenBounds(expires_at=clock.now()))
+    )
 
 
 async def test_last_use_is_noted_at_most_once_a_minute(plane: ControlPlane, clock: ManualClock) -> None:
@@ -178,8 +182,8 @@ async def test_who_may_do_what_with_a_share(plane: ControlPlane) -> None:
         absent = await refused("not_found", verb(box.id + 1, caller=bob))
         assert stranger.message.replace(str(box.id), "N") == absent.message.replace(str(box.id + 1), "N")
     await plane.workspaces.share("box", "bob@example.org", "use")
-    assert [(w.title, w.role) for w in await plane.workspaces.list_shared(bob.user_id)] == [("box", "use")]
-    assert await plane.workspaces.list_owned(bob.user_id) == []
+    assert [(w.title, w.role) for w in await plane.workspaces.list_shared(bob)] == [("box", "use")]
+    assert await plane.workspaces.list_owned(bob) == []
     assert (await plane.workspaces.request_start(box.id, caller=bob)).desired_state == "running"
     assert (
         "ann@example.org"
@@ -313,6 +317,6 @@ async def test_a_workspace_that_is_gone_is_gone_for_its_owner_and_guests_too(pla
     await reconciler.close()
     for caller in (ann, bob):
         await refused("not_found", plane.workspaces.request_start(box.id, caller=caller))
-        assert await plane.workspaces.list_owned(caller.user_id) == []
-        assert await plane.workspaces.list_shared(caller.user_id) == []
+        assert await plane.workspaces.list_owned(caller) == []
+        assert await plane.workspaces.list_shared(caller) == []
     await refused("not_found", plane.workspaces.load_workspace(box.id))

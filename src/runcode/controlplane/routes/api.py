@@ -20,7 +20,8 @@ async def me(caller: Authenticated) -> dict[str, object]:
 @router.post("/auth/revoke")
 async def revoke_own_token(plane: Plane, caller: Authenticated) -> dict[str, object]:
     """`logout --revoke`: the very token that carries the call, so that nothing has to name it."""
-    await plane.tokens.revoke_token(caller.token_id)
+    assert caller.token_id is not None
+    await plane.tokens.revoke_token(caller.token_id, caller=caller)
     return {"error": False}
 
 
@@ -28,9 +29,9 @@ async def revoke_own_token(plane: Plane, caller: Authenticated) -> dict[str, obj
 async def list_workspaces(request: Request, plane: Plane, caller: Authenticated) -> dict[str, object]:
     categories = request.query_params.getlist("category") or ["active"]
     if categories == ["active"]:
-        found = await plane.workspaces.list_owned(caller.user_id)
+        found = await plane.workspaces.list_owned(caller)
     elif categories == ["shared"]:
-        found = await plane.workspaces.list_shared(caller.user_id)
+        found = await plane.workspaces.list_shared(caller)
     else:
         raise RunCodeError("bad_request", "category is not known", resolution="use `active` or `shared`")
     return {"error": False, "data": {"workspaces": [render_workspace(workspace) for workspace in found]}}

@@ -29,7 +29,13 @@ async def authenticate(request: Request) -> Caller:
     """The caller by `Authorization: Token …`, and by nothing else: never a cookie, never the URL."""
     headers = request.headers.getlist("authorization")
     scheme, _, token = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
-    return await plane_of(request).tokens.authenticate(token.strip() if scheme.lower() == "token" else None)
+    raw_token = token.strip() if scheme.lower() == "token" else None
+    return await plane_of(request).tokens.authenticate(raw_token, source=source_of(request))
+
+
+def source_of(request: Request) -> str:
+    """The peer's address, as the server that we trust before us says; empty where there is none."""
+    return request.client.host[:64] if request.client is not None else ""
 
 
 Plane = Annotated[ControlPlane, Depends(plane_of)]

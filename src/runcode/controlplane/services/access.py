@@ -1,39 +1,105 @@
-"""Who may see a workspace, and in which role: the one place that answers it.
+"""Who may see a workspace, in which role, and whether their token lets them: the one place that answers it.
 
-Threat: a caller walks through ids and titles to learn what others have.
-Guarantee: a workspace that does not exist, one that was deleted, and one that
-the caller may not see raise the same `not_found`, after the same one query.
+Owns: the roles that ownership, shares and teams give, and the bounds that a token sets beneath them.
+
+Threat: a caller walks through ids and titles to learn what others have; a token
+for one workspace, or for looking only, is used for more.
+Guarantee: a workspace that does not exist, one that was deleted, one that the
+caller may not see, and one outside the caller's token raise the same `not_found`,
+after the same one query. What a scope does not cover raises `forbidden`.
 """
 
 from __future__ import annotations
 
-from sqlalchemy import ColumnElement, Select, and_, select
-from sqlalchemy.ext.asyncio import AsyncSession
+from typing import Final
 
-from runcode.controlplane.records import WorkspaceRecord
-from runcode.controlplane.states import ROLE_OWNER
-from runcode.controlplane.store.models import ShareRow, UserRow, WorkspaceRow
+from sqlalchemy import ColumnElement, Select, and_, case, func, or_, select
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute as _Column
+
+from runcode.controlplane.records import Caller, WorkspaceRecord
+from runcode.controlplane.states import ROLE_MANAGE, ROLE_OWNER, ROLE_USE
+from runcode.controlplane.store.models import ShareRow, TeamMemberRow, TeamShareRow, UserRow, WorkspaceRow
 from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import Endpoint, TcpEndpoint, UnixEndpoint
 
+# A share's role as a number, so that a database can find the strongest of several.
+_RANKS: Final = {1: ROLE_USE, 2: ROLE_MANAGE}
 
-def select_for_user(user_id: int) -> Select[WorkspaceRow, str, str | None]:
-    """Live workspaces with their owner's e-mail address and this user's share, if any; the caller adds who may see."""
+
+def require_scope(caller: Caller | None, scope: str) -> None:
+    """Raises `forbidden` unless the caller's token covers it. None is the operator on this machine, who may do all."""
+    if caller is not None and scope not in caller.scopes:
+        raise RunCodeError(
+            "forbidden",
+            f"this API token does not cover `{scope}`",
+            resolution="sign in again with `runcode login`, or make a token that covers it",
+        )
+
+
+def select_for_user(user_id: int) -> Select[WorkspaceRow, str, int | None]:
+    """Live workspaces with their owner's e-mail address and this user's rank by shares; the caller adds who may see.
+
+    Several teams may share one workspace with a person: the strongest role counts.
+    """
+    by_team = (
+        select(func.max(_rank(TeamShareRow.role)))
+        .join(TeamMemberRow, TeamMemberRow.team_id == TeamShareRow.team_id)
+        .where(TeamShareRow.workspace_id == WorkspaceRow.id, TeamMemberRow.user_id == user_id)
+        .correlate(WorkspaceRow)
+        .scalar_subquery()
+    )
+    own = _rank(ShareRow.role)
+    rank = case((func.coalesce(by_team, 0) > func.coalesce(own, 0), by_team), else_=own)
     return (
-        select(WorkspaceRow, UserRow.email, ShareRow.role)
+        select(WorkspaceRow, UserRow.email, rank)
         .join(UserRow, UserRow.id == WorkspaceRow.owner_id)
         .outerjoin(ShareRow, and_(ShareRow.workspace_id == WorkspaceRow.id, ShareRow.user_id == user_id))
         .where(WorkspaceRow.deleted_at.is_(None))
     )
 
 
-async def load_visible(session: AsyncSession, workspace_id: int, user_id: int) -> tuple[WorkspaceRow, WorkspaceRecord]:
-    """The row and its record with the user's role, or `not_found`."""
-    found = (await session.execute(select_for_user(user_id).where(WorkspaceRow.id == workspace_id))).first()
-    if found is not None:
-        row, owner_email, share = found
-        role = ROLE_OWNER if row.owner_id == user_id else share
+def shared_with(user_id: int) -> ColumnElement[bool]:
+    """Workspaces that somebody shares with this user, directly or through a team."""
+    direct = select(ShareRow.workspace_id).where(ShareRow.user_id == user_id)
+    by_team = (
+        select(TeamShareRow.workspace_id)
+        .join(TeamMemberRow, TeamMemberRow.team_id == TeamShareRow.team_id)
+        .where(TeamMemberRow.user_id == user_id)
+    )
+    return WorkspaceRow.id.in_(direct.union(by_team))
+
+
+def is_entitled(user_id: _Column[int], workspace_id: _Column[int]) -> ColumnElement[bool]:
+    """Whether this user may use this workspace at all, for a query that has `WorkspaceRow` among its tables."""
+    direct = select(ShareRow.user_id).where(ShareRow.workspace_id == workspace_id, ShareRow.user_id == user_id)
+    by_team = (
+        select(TeamMemberRow.user_id)
+        .join(TeamShareRow, TeamShareRow.team_id == TeamMemberRow.team_id)
+        .where(TeamShareRow.workspace_id == workspace_id, TeamMemberRow.user_id == user_id)
+    )
+    return or_(WorkspaceRow.owner_id == user_id, direct.exists(), by_team.exists())
+
+
+def within_token(caller: Caller) -> ColumnElement[bool] | None:
+    """The condition that keeps a list within the caller's token; None when the token names no workspaces."""
+    return None if caller.workspace_ids is None else WorkspaceRow.id.in_(caller.workspace_ids)
+
+
+def role_of(row: WorkspaceRow, user_id: int, rank: int | None) -> str | None:
+    return ROLE_OWNER if row.owner_id == user_id else _RANKS.get(rank or 0)
+
+
+async def load_visible(
+    session: AsyncSession, workspace_id: int, caller: Caller, scope: str
+) -> tuple[WorkspaceRow, WorkspaceRecord]:
+    """The row and its record with the caller's role; `not_found`, or `forbidden` when the token lacks `scope`."""
+    found = (await session.execute(select_for_user(caller.user_id).where(WorkspaceRow.id == workspace_id))).first()
+    if found is not None and (caller.workspace_ids is None or workspace_id in caller.workspace_ids):
+        row, owner_email, rank = found
+        role = role_of(row, caller.user_id, rank)
         if role is not None:
+            require_scope(caller, scope)
             return row, as_record(row, owner_email, role)
     raise RunCodeError("not_found", f"there is no workspace {workspace_id} that you may use")
 
@@ -73,6 +139,9 @@ def as_record(row: WorkspaceRow, owner_email: str, role: str | None) -> Workspac
         host_public_key=row.host_public_key,
         created_at=row.created_at,
         role=role,
+        size=row.size,
+        idle_stop_after_s=row.idle_stop_after_s,
+        active_at=row.active_at,
     )
 
 
@@ -82,3 +151,7 @@ def find_endpoint(row: WorkspaceRow) -> Endpoint | None:
     if row.endpoint_host is not None and row.endpoint_port is not None:
         return TcpEndpoint(row.endpoint_host, row.endpoint_port)
     return None
+
+
+def _rank(role: _Column[str]) -> ColumnElement[int | None]:
+    return case(*((role == name, rank) for rank, name in _RANKS.items()), else_=None)

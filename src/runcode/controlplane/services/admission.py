@@ -15,14 +15,15 @@ from __future__ import annotations
 import datetime
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Select, and_, select
+from sqlalchemy import ColumnElement, Select, select
 
 from runcode.controlplane.clock import UTC, Clock
+from runcode.controlplane.services import access
 from runcode.controlplane.services.access import find_endpoint
 from runcode.controlplane.services.principals import principal_for
 from runcode.controlplane.states import RUNNING
 from runcode.controlplane.store.engine import Store
-from runcode.controlplane.store.models import SessionRow, ShareRow, TokenRow, UserRow, WorkspaceRow
+from runcode.controlplane.store.models import SessionRow, TokenRow, UserRow, WorkspaceRow
 from runcode.runtimes.base import Endpoint
 
 # How far two machines' clocks may be apart before a session looks as if made in the future.
@@ -102,23 +103,18 @@ class Admission:
 
 def _select_sessions(
     which: ColumnElement[bool],
-) -> Select[SessionRow, datetime.datetime | None, datetime.datetime | None, int, datetime.datetime | None, int]:
+) -> Select[SessionRow, datetime.datetime | None, datetime.datetime | None, datetime.datetime | None, bool]:
     return (
         select(
             SessionRow,
             TokenRow.revoked_at,
             UserRow.disabled_at,
-            WorkspaceRow.owner_id,
             WorkspaceRow.deleted_at,
-            ShareRow.user_id,
+            access.is_entitled(SessionRow.user_id, SessionRow.workspace_id),
         )
         .join(TokenRow, TokenRow.id == SessionRow.token_id)
         .join(UserRow, UserRow.id == SessionRow.user_id)
         .join(WorkspaceRow, WorkspaceRow.id == SessionRow.workspace_id)
-        .outerjoin(
-            ShareRow,
-            and_(ShareRow.workspace_id == SessionRow.workspace_id, ShareRow.user_id == SessionRow.user_id),
-        )
         .where(which)
     )
 
@@ -128,12 +124,10 @@ def _as_session_facts(
     row: SessionRow,
     token_revoked_at: datetime.datetime | None,
     user_disabled_at: datetime.datetime | None,
-    owner_id: int,
     workspace_deleted_at: datetime.datetime | None,
-    shared_with: int | None,
+    entitled: bool,
 ) -> SessionFacts:
     # Revoking ends the sessions too; looking at what stands behind them as well costs one row and no trust.
-    entitled = owner_id == row.user_id or shared_with is not None
     ended = (row.revoked_at, token_revoked_at, user_disabled_at, workspace_deleted_at)
     return SessionFacts(
         session_id=row.id,

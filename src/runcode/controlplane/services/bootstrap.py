@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import func, select
 
-from runcode.controlplane.records import NewToken, UserRecord
+from runcode.controlplane.records import ORIGIN_OPERATOR, NewToken, UserRecord
 from runcode.controlplane.services import inputs
 from runcode.controlplane.services.tokens import Tokens
 from runcode.controlplane.services.users import Users, as_record
@@ -36,4 +36,5 @@ async def initialise(
         if await session.scalar(select(func.count(UserRow.id))):
             return None
         row = await users.insert_user(session, email, None, admin=True)
-        return InitialAccess(user=as_record(row), token=await tokens.insert_token(session, row, name, None))
+        token = await tokens.insert_token(session, row, name, origin=ORIGIN_OPERATOR)
+        return InitialAccess(user=as_record(row), token=token)

@@ -34,7 +34,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from runcode.controlplane import changes
-from runcode.controlplane.records import NewToken, UserRecord
+from runcode.controlplane.records import ORIGIN_LOGIN, NewToken, UserRecord
 from runcode.controlplane.services import inputs
 from runcode.controlplane.services.login_requests import LoginRequest
 from runcode.controlplane.services.sign_in_pace import SignInPace
@@ -215,7 +215,7 @@ class BrowserLogins:
             user = await _find_user(session, person)
             if user is None:
                 raise _signed_out()
-            return await self._tokens.insert_token(session, user, label[: inputs.NAME_MAX], None)
+            return await self._tokens.insert_token(session, user, label[: inputs.NAME_MAX], origin=ORIGIN_LOGIN)
 
     # ---------------------------------------------------------------- parts
 

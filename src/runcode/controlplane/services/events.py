@@ -108,7 +108,7 @@ class Events:
         """What happened last, newest start first; of one workspace, or of all."""
         limit = max(1, min(limit, ACTIVITY_MAX))
         async with self._store.read() as session:
-            query = select(EventRow)
+            query = select(EventRow).where(EventRow.kind.in_(_KINDS))
             if workspace is not None:
                 query = query.where(EventRow.workspace_id == (await access.load_named(session, workspace))[0].id)
             subjects = await _find_newest_subjects(session, query, limit)

@@ -23,9 +23,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from runcode.controlplane import changes
 from runcode.controlplane.clock import Clock
 from runcode.controlplane.records import Caller, SessionGrant, SessionRecord, SshEndpoint
-from runcode.controlplane.services import access, inputs
+from runcode.controlplane.services import access, audit, inputs
 from runcode.controlplane.services.users import load_user
 from runcode.controlplane.services.withdrawals import revoke_sessions
+from runcode.controlplane.states import SCOPE_CONNECT
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import SessionRow, TokenRow, UserRow, WorkspaceRow
 from runcode.core import hostkeys, names, wire
@@ -81,7 +82,7 @@ class Sessions:
         ttl_s = inputs.parse_ttl(raw_ttl, default_s=self._policy.default_ttl_s, cap_s=self._policy.max_ttl_s)
         client = inputs.parse_client(raw_client)
         async with self._store.write() as session:
-            workspace, record = await access.load_visible(session, workspace_id, caller.user_id)
+            workspace, record = await access.load_visible(session, workspace_id, caller, SCOPE_CONNECT)
             endpoint = self._endpoint.find()
             if endpoint is None:
                 raise RunCodeError("unavailable", "SSH access is not configured")
@@ -89,7 +90,8 @@ class Sessions:
                 raise RunCodeError("conflict", _explain_not_running(record.title, record.state, record.reason))
             now = self._clock.now().replace(microsecond=0)
             # The call was authenticated before this transaction: a revocation may have come in between.
-            if not await _still_valid(session, caller, now):
+            token_id = caller.token_id
+            if token_id is None or not await _still_valid(session, caller, now):
                 raise RunCodeError("unauthorized", "the API token is missing, unknown, expired or revoked")
             expires_at = now + datetime.timedelta(seconds=ttl_s)
             if caller.token_expires_at is not None:
@@ -117,10 +119,19 @@ class Sessions:
                     created_at=now,
                 )
                 session.add(held)
-            held.token_id, held.client, held.expires_at = caller.token_id, client, expires_at
+            held.token_id, held.client, held.expires_at = token_id, client, expires_at
             # Of before the clock went back: from now on it is a session of today (see `admission`).
             held.created_at = min(held.created_at, now)
             await session.flush()
+            await audit.note(
+                session,
+                audit.SESSION_MINTED,
+                self._clock.now(),
+                caller=caller,
+                workspace_id=workspace.id,
+                session_id=held.id,
+                detail={"client": client, "key": key.fingerprint},
+            )
             return SessionGrant(
                 session=_as_record(held, workspace.title, caller.email),
                 endpoint=endpoint,
@@ -150,8 +161,11 @@ class Sessions:
         """Idempotent. Its live connections are cut."""
         await self.revoke_all([session_id])
 
-    async def revoke_all(self, session_ids: Sequence[int]) -> None:
-        """All of them, or none: raises `not_found` when one is unknown. Idempotent; live connections are cut."""
+    async def revoke_all(self, session_ids: Sequence[int], *, caller: Caller | None = None) -> None:
+        """All of them, or none: raises `not_found` when one is unknown. Idempotent; live connections are cut.
+
+        Whether the caller may is the caller's to check; here it is written down.
+        """
         async with self._store.write() as session:
             for session_id in session_ids:
                 row = await session.get(SessionRow, session_id)
@@ -165,6 +179,15 @@ class Sessions:
                     now = self._clock.now()
                     await revoke_sessions(session, now, SessionRow.id == session_id)
                     changes.append_change(session, changes.SESSION_REVOKED, now, session_id=session_id)
+                    await audit.note(
+                        session,
+                        audit.SESSION_REVOKED,
+                        now,
+                        caller=caller,
+                        user_id=row.user_id,
+                        workspace_id=row.workspace_id,
+                        session_id=session_id,
+                    )
 
 
 async def _still_valid(session: AsyncSession, caller: Caller, now: datetime.datetime) -> bool:

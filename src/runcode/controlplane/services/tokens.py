@@ -16,16 +16,18 @@ import hashlib
 import logging
 import re
 import secrets
+from dataclasses import dataclass
 
 from sqlalchemy import or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from runcode.controlplane import changes
 from runcode.controlplane.clock import Clock
-from runcode.controlplane.records import Caller, NewToken, TokenRecord
-from runcode.controlplane.services import inputs
+from runcode.controlplane.records import ORIGIN_CONSOLE, ORIGIN_OPERATOR, Caller, NewToken, TokenRecord
+from runcode.controlplane.services import audit, inputs
 from runcode.controlplane.services.users import load_user
 from runcode.controlplane.services.withdrawals import revoke_sessions
+from runcode.controlplane.states import SCOPES
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import SessionRow, TokenRow, UserRow
 from runcode.core.errors import RunCodeError
@@ -37,34 +39,65 @@ _TOKEN = re.compile(r"rct_[A-Za-z0-9_-]{43}", re.ASCII)
 _TOUCH_EVERY = datetime.timedelta(minutes=1)
 
 
+@dataclass(frozen=True)
+class TokenBounds:
+    """What a token may do at most: scopes, workspaces (None: all of its person's), until when (None: until revoked)."""
+
+    scopes: tuple[str, ...] = SCOPES
+    workspace_ids: tuple[int, ...] | None = None
+    expires_at: datetime.datetime | None = None
+
+
+UNBOUNDED = TokenBounds()
+
+
 class Tokens:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
         self._touches: dict[int, asyncio.Task[None]] = {}
 
-    async def create_token(self, email: str, name: str, *, expires_at: datetime.datetime | None = None) -> NewToken:
+    async def create_token(
+        self, email: str, name: str, *, bounds: TokenBounds = UNBOUNDED, caller: Caller | None = None
+    ) -> NewToken:
         """A new token for a user. Its plain text is in the answer, and never again anywhere."""
         name = inputs.parse_label(name, what="token name")
+        origin = ORIGIN_OPERATOR if caller is None else ORIGIN_CONSOLE
         async with self._store.write() as session:
             user = await load_user(session, email)
             if user.disabled_at is not None:
                 raise RunCodeError("bad_request", f"{user.email} is disabled", resolution="enable the user first")
-            return await self.insert_token(session, user, name, expires_at)
+            return await self.insert_token(session, user, name, bounds, origin=origin, caller=caller)
 
     async def insert_token(
-        self, session: AsyncSession, user: UserRow, name: str, expires_at: datetime.datetime | None
+        self,
+        session: AsyncSession,
+        user: UserRow,
+        name: str,
+        bounds: TokenBounds = UNBOUNDED,
+        *,
+        origin: str,
+        caller: Caller | None = None,
     ) -> NewToken:
-        """Part of a caller's transaction; `name` has been parsed."""
+        """Part of a caller's transaction; `name` and `bounds` have been parsed."""
         now = self._clock.now()
-        if expires_at is not None and expires_at <= now:
+        if bounds.expires_at is not None and bounds.expires_at <= now:
             raise RunCodeError("bad_request", "that expiry is in the past", resolution="name a later time")
         plaintext = TOKEN_PREFIX + secrets.token_urlsafe(32)
         row = TokenRow(
-            user_id=user.id, name=name, token_hash=hash_token(plaintext), created_at=now, expires_at=expires_at
+            user_id=user.id,
+            name=name,
+            token_hash=hash_token(plaintext),
+            scopes=list(bounds.scopes),
+            workspace_ids=None if bounds.workspace_ids is None else list(bounds.workspace_ids),
+            origin=origin,
+            created_at=now,
+            expires_at=bounds.expires_at,
         )
         session.add(row)
         await session.flush()
+        detail: audit.Detail = {"token": row.id, "name": name, "scopes": " ".join(bounds.scopes), "origin": origin}
+        await audit.note(session, audit.TOKEN_CREATED, now, caller=caller, user_id=user.id, detail=detail)
         return NewToken(record=_as_record(row, user.email), plaintext=plaintext)
 
     async def list_tokens(self, email: str | None = None) -> list[TokenRecord]:
@@ -75,7 +108,7 @@ class Tokens:
                 query = query.where(TokenRow.user_id == (await load_user(session, email)).id)
             return [_as_record(row, owner) for row, owner in (await session.execute(query)).all()]
 
-    async def revoke_token(self, token_id: int) -> TokenRecord:
+    async def revoke_token(self, token_id: int, *, caller: Caller | None = None) -> TokenRecord:
         """Idempotent. Its sessions end with it, and their live connections are cut."""
         async with self._store.write() as session:
             found = (
@@ -95,10 +128,12 @@ class Tokens:
                 row.revoked_at = now
                 await revoke_sessions(session, now, SessionRow.token_id == row.id)
                 changes.append_change(session, changes.TOKEN_REVOKED, now, user_id=row.user_id)
+                detail: audit.Detail = {"token": row.id, "name": row.name}
+                await audit.note(session, audit.TOKEN_REVOKED, now, caller=caller, user_id=row.user_id, detail=detail)
             return _as_record(row, owner)
 
-    async def authenticate(self, raw_token: str | None) -> Caller:
-        """Who holds this token; `unauthorized` without a word on why not."""
+    async def authenticate(self, raw_token: str | None, *, source: str = "") -> Caller:
+        """Who holds this token; `unauthorized` without a word on why not. `source` is the peer's address."""
         row = await self._find_live(raw_token) if raw_token is not None else None
         if row is None:
             raise RunCodeError("unauthorized", "the API token is missing, unknown, expired or revoked")
@@ -110,6 +145,9 @@ class Tokens:
             is_admin=user.is_admin,
             token_id=token.id,
             token_expires_at=token.expires_at,
+            scopes=frozenset(token.scopes),
+            workspace_ids=None if token.workspace_ids is None else frozenset(token.workspace_ids),
+            source=source,
         )
 
     async def close(self) -> None:
@@ -167,4 +205,7 @@ def _as_record(row: TokenRow, user_email: str) -> TokenRecord:
         last_used_at=row.last_used_at,
         expires_at=row.expires_at,
         revoked_at=row.revoked_at,
+        scopes=tuple(row.scopes),
+        workspace_ids=None if row.workspace_ids is None else tuple(row.workspace_ids),
+        origin=row.origin,
     )

@@ -115,5 +115,11 @@ async def load_user(session: AsyncSession, email: str) -> UserRow:
 
 def as_record(row: UserRow) -> UserRecord:
     return UserRecord(
-        id=row.id, email=row.email, is_admin=row.is_admin, created_at=row.created_at, disabled_at=row.disabled_at
+        id=row.id,
+        email=row.email,
+        is_admin=row.is_admin,
+        created_at=row.created_at,
+        disabled_at=row.disabled_at,
+        workspaces_max=row.workspaces_max,
+        running_max=row.running_max,
     )

@@ -13,17 +13,26 @@ and ends the sessions concerned in the same transaction.
 
 from __future__ import annotations
 
-from sqlalchemy import delete, func, select
+from sqlalchemy import ColumnElement, delete, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from runcode.controlplane import changes
 from runcode.controlplane.clock import Clock
-from runcode.controlplane.records import Caller, ShareRecord, WorkspaceRecord
-from runcode.controlplane.services import access, inputs
+from runcode.controlplane.records import STANDARD_SIZE, Caller, ShareRecord, WorkspaceRecord
+from runcode.controlplane.services import access, audit, inputs
 from runcode.controlplane.services.certificates import make_host_key
 from runcode.controlplane.services.users import load_user
 from runcode.controlplane.services.withdrawals import revoke_sessions
-from runcode.controlplane.states import DELETED, ROLE_OWNER, ROLE_USE, RUNNING, SHARE_ROLES, STOPPED
+from runcode.controlplane.states import (
+    DELETED,
+    ROLE_USE,
+    RUNNING,
+    SCOPE_CONNECT,
+    SCOPE_MANAGE,
+    SCOPE_READ,
+    SHARE_ROLES,
+    STOPPED,
+)
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import HostKeyRow, SessionRow, ShareRow, UserRow, WorkspaceRow
 from runcode.core.errors import RunCodeError
@@ -61,6 +70,7 @@ class Workspaces:
                 custom_title=custom_title,
                 owner_id=owner.id,
                 runtime=runtime,
+                size=STANDARD_SIZE,
                 host_public_key=host_key.public,
                 desired_state=STOPPED,
                 observed_state=STOPPED,
@@ -73,6 +83,8 @@ class Workspaces:
             await session.flush()
             session.add(HostKeyRow(workspace_id=row.id, private_key=host_key.private))
             changes.append_change(session, changes.CREATED, now, workspace_id=row.id)
+            detail = {"title": title, "runtime": runtime, "owner": owner.email}
+            await audit.note(session, audit.WORKSPACE_CREATED, now, workspace_id=row.id, detail=detail)
             return access.as_record(row, owner.email, None)
 
     async def list_all(self) -> list[WorkspaceRecord]:
@@ -85,30 +97,40 @@ class Workspaces:
             )
             return [access.as_record(row, email, None) for row, email in (await session.execute(query)).all()]
 
-    async def list_owned(self, user_id: int) -> list[WorkspaceRecord]:
-        async with self._store.read() as session:
-            query = access.select_for_user(user_id).where(WorkspaceRow.owner_id == user_id).order_by(WorkspaceRow.id)
-            return [access.as_record(row, email, ROLE_OWNER) for row, email, _ in (await session.execute(query)).all()]
+    async def list_owned(self, caller: Caller) -> list[WorkspaceRecord]:
+        return await self._list_for(caller, WorkspaceRow.owner_id == caller.user_id)
 
-    async def list_shared(self, user_id: int) -> list[WorkspaceRecord]:
+    async def list_shared(self, caller: Caller) -> list[WorkspaceRecord]:
+        """What others share with the caller, directly or through a team."""
+        return await self._list_for(caller, access.shared_with(caller.user_id), WorkspaceRow.owner_id != caller.user_id)
+
+    async def _list_for(self, caller: Caller, *which: ColumnElement[bool]) -> list[WorkspaceRecord]:
+        access.require_scope(caller, SCOPE_READ)
+        query = access.select_for_user(caller.user_id).where(*which).order_by(WorkspaceRow.id)
+        within = access.within_token(caller)
         async with self._store.read() as session:
-            query = access.select_for_user(user_id).where(ShareRow.role.is_not(None)).order_by(WorkspaceRow.id)
-            return [access.as_record(row, email, role) for row, email, role in (await session.execute(query)).all()]
+            found = await session.execute(query if within is None else query.where(within))
+            return [
+                access.as_record(row, email, access.role_of(row, caller.user_id, rank))
+                for row, email, rank in found.all()
+            ]
 
     async def load_workspace(self, reference: int | str, *, caller: Caller | None = None) -> WorkspaceRecord:
         async with self._store.read() as session:
-            return (await self._load(session, reference, caller))[1]
+            return (await self._load(session, reference, caller, SCOPE_READ))[1]
 
     async def request_start(self, reference: int | str, *, caller: Caller | None = None) -> WorkspaceRecord:
         """Idempotent; a start that failed is tried again at once. Raises `start_failed` when refused."""
         async with self._store.write() as session:
-            row, record = await self._load(session, reference, caller)
+            row, record = await self._load(session, reference, caller, SCOPE_CONNECT)
             if row.desired_state == DELETED:
                 raise RunCodeError("start_failed", f"{row.title} is being deleted")
             if row.desired_state != RUNNING or row.failures or row.retry_at is not None:
                 row.desired_state = RUNNING
                 _forget_failures(row)
-                changes.append_change(session, changes.START_REQUESTED, self._clock.now(), workspace_id=row.id)
+                now = self._clock.now()
+                changes.append_change(session, changes.START_REQUESTED, now, workspace_id=row.id)
+                await audit.note(session, audit.WORKSPACE_START, now, caller=caller, workspace_id=row.id)
             return access.as_record(row, record.owner_email, record.role)
 
     async def request_stop(self, reference: int | str, *, caller: Caller | None = None) -> WorkspaceRecord:
@@ -126,7 +148,9 @@ class Workspaces:
             if row.desired_state != STOPPED or row.failures or row.retry_at is not None:
                 row.desired_state = STOPPED
                 _forget_failures(row)
-                changes.append_change(session, changes.STOP_REQUESTED, self._clock.now(), workspace_id=row.id)
+                now = self._clock.now()
+                changes.append_change(session, changes.STOP_REQUESTED, now, workspace_id=row.id)
+                await audit.note(session, audit.WORKSPACE_STOP, now, caller=caller, workspace_id=row.id)
             return access.as_record(row, record.owner_email, record.role)
 
     async def delete_workspace(self, reference: int | str) -> WorkspaceRecord:
@@ -139,6 +163,7 @@ class Workspaces:
                 _forget_failures(row)
                 await revoke_sessions(session, now, SessionRow.workspace_id == row.id)
                 changes.append_change(session, changes.DELETE_REQUESTED, now, workspace_id=row.id)
+                await audit.note(session, audit.WORKSPACE_DELETE, now, workspace_id=row.id)
             return access.as_record(row, record.owner_email, None)
 
     async def share(self, reference: int | str, email: str, role: str = ROLE_USE) -> ShareRecord:
@@ -188,11 +213,11 @@ class Workspaces:
             ]
 
     async def _load(
-        self, session: AsyncSession, reference: int | str, caller: Caller | None
+        self, session: AsyncSession, reference: int | str, caller: Caller | None, scope: str = SCOPE_MANAGE
     ) -> tuple[WorkspaceRow, WorkspaceRecord]:
         if caller is None:
             return await access.load_named(session, reference)
-        return await access.load_visible(session, int(reference), caller.user_id)
+        return await access.load_visible(session, int(reference), caller, scope)
 
 
 def _forget_failures(row: WorkspaceRow) -> None:

@@ -32,7 +32,7 @@ from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.types import DateTime, TypeDecorator
 
-from runcode.controlplane.states import ACTIVITIES, DESIRED_STATES, OBSERVED_STATES, SHARE_ROLES
+from runcode.controlplane.states import ACTIVITIES, DESIRED_STATES, OBSERVED_STATES, SHARE_ROLES, TEAM_ROLES
 
 # SQLite counts only an INTEGER column as its rowid.
 _Id = BigInteger().with_variant(Integer, "sqlite")
@@ -85,11 +85,16 @@ class UserRow(Base):
     email: Mapped[str] = mapped_column(String(254), unique=True)
     password_hash: Mapped[str | None] = mapped_column(Text)
     is_admin: Mapped[bool] = mapped_column(default=False)
+    # How many workspaces this person may own, and have running at once; None: the server's own limit.
+    workspaces_max: Mapped[int | None]
+    running_max: Mapped[int | None]
     created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
     disabled_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
 
 
 class TokenRow(Base):
+    """`workspace_ids` None: all that the person may use. `origin` says how it was made (`records.ORIGINS`)."""
+
     __tablename__ = "api_tokens"
     __table_args__ = _NEVER_REUSED
 
@@ -97,6 +102,9 @@ class TokenRow(Base):
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
     name: Mapped[str] = mapped_column(String(64))
     token_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    scopes: Mapped[list[str]] = mapped_column(JSON)
+    workspace_ids: Mapped[list[int] | None] = mapped_column(JSON(none_as_null=True))
+    origin: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
     last_used_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
     expires_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
@@ -127,6 +135,10 @@ class WorkspaceRow(Base):
     custom_title: Mapped[str] = mapped_column(String(120), default="")
     owner_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
     runtime: Mapped[str] = mapped_column(String(40))
+    size: Mapped[str] = mapped_column(String(40))
+    # Stopped by itself after so long without use; None: never.
+    idle_stop_after_s: Mapped[int | None]
+    active_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
     host_public_key: Mapped[str] = mapped_column(Text)
     desired_state: Mapped[str] = mapped_column(String(16))
     observed_state: Mapped[str] = mapped_column(String(16))
@@ -160,6 +172,110 @@ class ShareRow(Base):
     user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), primary_key=True, autoincrement=False, index=True)
     role: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+
+
+class TeamRow(Base):
+    __tablename__ = "teams"
+    __table_args__ = _NEVER_REUSED
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True, autoincrement=True)
+    name: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+
+
+class TeamMemberRow(Base):
+    __tablename__ = "team_members"
+    __table_args__ = (CheckConstraint(_one_of("role", TEAM_ROLES), name="role"),)
+
+    team_id: Mapped[int] = mapped_column(ForeignKey("teams.id"), primary_key=True, autoincrement=False)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), primary_key=True, autoincrement=False, index=True)
+    role: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+
+
+class TeamShareRow(Base):
+    __tablename__ = "team_shares"
+    __table_args__ = (CheckConstraint(_one_of("role", SHARE_ROLES), name="role"),)
+
+    workspace_id: Mapped[int] = mapped_column(ForeignKey("workspaces.id"), primary_key=True, autoincrement=False)
+    team_id: Mapped[int] = mapped_column(ForeignKey("teams.id"), primary_key=True, autoincrement=False, index=True)
+    role: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+
+
+class WebSessionRow(Base):
+    """A browser that signed in; its cookie's secret stands here as a hash only. `method`: password, oidc, link."""
+
+    __tablename__ = "web_sessions"
+    __table_args__ = _NEVER_REUSED
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True, autoincrement=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
+    secret_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    method: Mapped[str] = mapped_column(String(16))
+    source: Mapped[str] = mapped_column(String(64))
+    browser: Mapped[str] = mapped_column(String(200))
+    created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+    last_seen_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+    expires_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+    ended_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
+
+
+class SignInLinkRow(Base):
+    """A link that signs its person in, once."""
+
+    __tablename__ = "sign_in_links"
+
+    secret_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
+    created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+    expires_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+    used_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
+
+
+class IdentityRow(Base):
+    """Who a person is at an OpenID provider: never found by e-mail address, which may change hands there."""
+
+    __tablename__ = "identities"
+
+    issuer: Mapped[str] = mapped_column(String(255), primary_key=True)
+    subject: Mapped[str] = mapped_column(String(255), primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
+    created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+
+
+class LoginCodeRow(Base):
+    """A one-time code of `runcode login`, given after consent. `request` is what was consented to."""
+
+    __tablename__ = "login_codes"
+
+    code_hash: Mapped[str] = mapped_column(String(64), primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
+    request: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+    expires_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+    used_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
+    token_id: Mapped[int | None] = mapped_column(ForeignKey("api_tokens.id"))
+
+
+class DeviceGrantRow(Base):
+    """A machine without a browser that waits for consent (RFC 8628). Both codes stand here as hashes only."""
+
+    __tablename__ = "device_grants"
+    __table_args__ = _NEVER_REUSED
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True, autoincrement=True)
+    device_code_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    user_code_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    request: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+    expires_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+    last_polled_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
+    interval_s: Mapped[int]
+    user_id: Mapped[int | None] = mapped_column(ForeignKey("users.id"), index=True)
+    decision: Mapped[str | None] = mapped_column(String(16))
+    decided_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
+    token_id: Mapped[int | None] = mapped_column(ForeignKey("api_tokens.id"))
 
 
 class SessionRow(Base):
@@ -208,7 +324,7 @@ class ChangeRow(Base):
 
 
 class EventRow(Base):
-    """What a gateway saw. Rows are added and, when too old, removed; none is ever changed.
+    """What a gateway saw, and what people did here. Rows are added and, when too old, removed; none is ever changed.
 
     No foreign keys: a row outlives what it speaks of.
     """
@@ -225,7 +341,7 @@ class EventRow(Base):
     gateway: Mapped[str] = mapped_column(String(64))
     subject_id: Mapped[str] = mapped_column(String(32))
     phase: Mapped[str] = mapped_column(String(8))
-    kind: Mapped[str] = mapped_column(String(16))
+    kind: Mapped[str] = mapped_column(String(32))
     at: Mapped[datetime.datetime] = mapped_column(UtcTime)
     recorded_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
     started_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
