@@ -20,6 +20,7 @@ from runcode.controlplane.services.bootstrap import InitialAccess, initialise
 from runcode.controlplane.services.browser_logins import BrowserLogins
 from runcode.controlplane.services.certificates import Certificates, load_authorities
 from runcode.controlplane.services.events import Events
+from runcode.controlplane.services.installation import Installation
 from runcode.controlplane.services.sessions import SessionPolicy, Sessions, SshEndpointHolder
 from runcode.controlplane.services.tokens import Tokens
 from runcode.controlplane.services.users import Users
@@ -58,6 +59,9 @@ class ControlPlane:
         self.admission = Admission(store, clock)
         self.events = Events(store, clock)
         self.certificates = Certificates(self.admission, clock, client_ca=client_ca, workspace_ca=workspace_ca)
+        self.installation = Installation(
+            store, clock, client_ca=client_ca.public_line, workspace_ca=workspace_ca.public_line
+        )
         self.changes = ChangeFeed(store)
         # Started by the server only: a verb of the operator's prunes nothing.
         self.retention = Retention(store, clock, self.events, settings.retention)

@@ -33,6 +33,7 @@ from runcode.controlplane.services.lifecycle import (
     LeaseLost,
     Lifecycle,
     Outcome,
+    Station,
     Work,
     explain_failure,
 )
@@ -68,29 +69,31 @@ class Reconciler:
         workspace_ca: str,
         clock: Clock,
         timing: Timing | None = None,
+        place: str = "here",
     ) -> None:
+        """`place` names this server's machine and data folder; on a shared database it decides what is whose."""
         self._store = store
         self._feed = feed
         self._runtimes = runtimes
         self._workspace_ca = workspace_ca
         self._clock = clock
         self._timing = timing or Timing()
-        self._lifecycle = Lifecycle(store, clock, lease=self._timing.lease)
-        self._owner = f"{os.getpid()}-{secrets.token_hex(8)}"
+        roaming = {name for name, runtime in runtimes.items() if not runtime.capabilities.bound_to_machine}
+        self._station = Station(place, frozenset(runtimes), frozenset(roaming), alone=not store.shared)
+        self._lifecycle = Lifecycle(store, clock, lease=self._timing.lease, station=self._station)
+        self._owner = f"{place}/{os.getpid()}-{secrets.token_hex(8)}"
         self._workers: dict[int, asyncio.Task[None]] = {}
         self._again: set[int] = set()
         self._loops: list[asyncio.Task[None]] = []
         self._closing = False
 
-    async def start(self, *, exclusive: bool = True) -> None:
+    async def start(self) -> None:
         """Ask every runtime for the truth, adopt what runs, then keep going in the background.
 
-        When it returns, the database says what is. `exclusive`: no other reconciler
-        can be alive on this database (the data folder's lock says so), so leases
-        that are left over are void.
+        When it returns, the database says what is. No other reconciler of this place
+        can be alive (the data folder's lock says so): leases that it left are void.
         """
-        if exclusive:
-            await self._lifecycle.release_all()
+        await self._lifecycle.release_all()
         turn = asyncio.Semaphore(self._timing.parallel_inspections)
         await asyncio.gather(*(self._adopt(work, turn) for work in await self._lifecycle.list_live()))
         loop = asyncio.get_running_loop()
@@ -107,9 +110,10 @@ class Reconciler:
             await self._lifecycle.release_all(self._owner)
 
     async def stop_all(self) -> None:
-        """End every box, for the end of the server. What is wanted stays, so that they come back with it."""
+        """End every box that lives here, with the server. What is wanted stays, so that they come back with it."""
         await self.close()
-        await asyncio.gather(*(self._stop_for_exit(work) for work in await self._lifecycle.list_active()))
+        held = [work for work in await self._lifecycle.list_active() if self._station.holds(work)]
+        await asyncio.gather(*(self._stop_for_exit(work) for work in held))
 
     def poke(self, workspace_id: int) -> None:
         """Look at this workspace soon; a look that is under way is followed by another."""
@@ -185,7 +189,8 @@ class Reconciler:
         if action is Action.NOTHING:
             return
         doing = {Action.START: STARTING, Action.STOP: STOPPING, Action.DESTROY: DELETING}.get(action)
-        claim = await self._lifecycle.claim(workspace_id, self._owner, doing)
+        here = action is Action.START or observation.state is not ObservedState.ABSENT
+        claim = await self._lifecycle.claim(workspace_id, self._owner, doing, settle=here)
         if claim is None:
             return
         if claim.work.desired != work.desired:
@@ -305,9 +310,12 @@ class Reconciler:
             await self._note_unknown(work, error, observed=UNKNOWN)
             return
         observed = _observed_word(observation)
-        if (observed, work.endpoint, work.activity) == (work.observed, observation.endpoint, None):
+        # What a runtime here knows lives here, whoever wrote the row.
+        here = observation.state is not ObservedState.ABSENT
+        homeless = here and work.place is None and work.runtime not in self._station.roaming
+        if (observed, work.endpoint, work.activity) == (work.observed, observation.endpoint, None) and not homeless:
             return
-        if await self._lifecycle.claim(work.workspace_id, self._owner, None) is not None:
+        if await self._lifecycle.claim(work.workspace_id, self._owner, None, settle=here) is not None:
             await self._record(work, Outcome(observed=observed, endpoint=observation.endpoint, keep_checkpoints=True))
 
     async def _note_unknown(self, work: Work, error: Exception, *, observed: str | None = None) -> None:
