@@ -43,6 +43,7 @@ LONG = (
     "tests/contract/test_runtime_contract.py",
     "tests/integration/test_cutting_end_to_end.py",
     "tests/acceptance/test_kill_rounds.py",
+    "tests/integration/test_two_servers.py",
     "tests/acceptance/test_story.py",
     "tests/acceptance/test_json_contract.py",
     "tests/integration/test_gateway_events.py",

@@ -78,6 +78,7 @@ def _fail(error: RunCodeError, wants_json: bool) -> int:
 
 
 def _run_up(options: argparse.Namespace) -> int:
+    from runcode.server.database_choice import find_named_database
     from runcode.server.listeners import parse_address, parse_public_url
     from runcode.server.up import UpOptions, run_up
 
@@ -104,6 +105,8 @@ def _run_up(options: argparse.Namespace) -> int:
             min_free_bytes=options.min_free_bytes,
             keep_events=options.keep_events,
             keep_ended_sessions_s=options.keep_ended_sessions_s,
+            database=find_named_database(options.database, options.database_file),
+            keys=None if options.keys is None else Path(options.keys).absolute(),
         )
     )
 
@@ -119,7 +122,7 @@ def _run_verb(options: argparse.Namespace) -> int:
     verb: verbs.Verb = getattr(verbs, options.verb)
 
     async def act() -> verbs.Answer:
-        settings = ControlPlaneSettings(database=folder.database, keys_folder=folder.keys)
+        settings = ControlPlaneSettings(database=folder.load_location(), keys_folder=folder.keys)
         # A server of the version before may be running on this very database.
         plane = await ControlPlane.open(settings, upgrade=False)
         try:
@@ -241,6 +244,10 @@ def _add_up(nouns: argparse._SubParsersAction[_Parser]) -> None:
     up.add_argument("--ssh-public", metavar="HOST:PORT", help="the gateway's address as clients reach it")
     up.add_argument("--public-url", metavar="URL", help="the control plane's https address, behind a proxy with TLS")
     up.add_argument("--ready-file", metavar="FILE", help="written (0600) once everything really answers")
+    _add_database(up)
+    up.add_argument(
+        "--keys", metavar="DIR", help="at the first start on a database that has an installation: the keys of that one"
+    )
     up.add_argument("--admin-email", default="admin@localhost", metavar="EMAIL", help="at the first start only")
     up.add_argument("--keep-workspaces", action="store_true", help="leave the boxes running when this server stops")
     up.add_argument(
@@ -276,6 +283,15 @@ def _add_verb(
 
 def _add_data_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", metavar="DIR", help=f"the server's data folder (or {_DATA_DIR_VARIABLE})")
+
+
+def _add_database(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--database", metavar="URL", help="a Postgres server's, without a password; the data folder remembers it"
+    )
+    parser.add_argument(
+        "--database-file", metavar="FILE", help="a file with that URL, password and all (or RUNCODE_DATABASE_URL)"
+    )
 
 
 def _positive(text: str) -> int:
