@@ -51,6 +51,7 @@ class DataFolder:
         self.database_url = self.path / "database.url"
         self.keys = self.path / "keys"
         self.runtimes = self.path / "runtimes"
+        self._place: str | None = None
 
     @property
     def gateway_host_key(self) -> Path:
@@ -80,6 +81,11 @@ class DataFolder:
         if not isinstance(place, str) or _PLACE.fullmatch(place) is None:
             place = self._write_marker(None)
         return place
+
+    def keep_place(self, place: str) -> None:
+        """For a folder that is being made: it takes the place of one that is gone."""
+        if _PLACE.fullmatch(place) is not None:
+            self._place = place
 
     def _write_marker(self, place: str | None) -> str:
         place = place or secrets.token_hex(8)
@@ -230,12 +236,11 @@ class DataFolder:
 
     # ---------------------------------------------------------------- the first start
     @contextlib.contextmanager
-    def first_start(self, *, min_free_bytes: int | None = None, place: str | None = None) -> Iterator[DataFolder]:
+    def first_start(self, *, min_free_bytes: int | None = None) -> Iterator[DataFolder]:
         """Yields a staging DataFolder to fill; on success its pieces become this one's, the marker last.
 
-        `place`: a restored folder goes on under its old name. Call with the lock held.
-        On any failure the staging folder is removed and nothing of it stands in the
-        data folder.
+        Call with the lock held. On any failure the staging folder is removed and
+        nothing of it stands in the data folder.
         """
         with translated_os_errors(self.path):
             self._clear_leftovers()
@@ -255,7 +260,7 @@ class DataFolder:
                 staging.keys.mkdir(mode=0o700)
                 staging.runtimes.mkdir(mode=0o700)
                 yield staging
-                staging._write_marker(place)
+                staging._write_marker(staging._place)
                 pieces = sorted(staging.path.iterdir(), key=lambda piece: piece == staging.marker)
                 for piece in pieces:
                     os.rename(piece, self.path / piece.name)

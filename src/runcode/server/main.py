@@ -135,6 +135,30 @@ def _run_verb(options: argparse.Namespace) -> int:
     return 0
 
 
+def _run_restore(options: argparse.Namespace) -> int:
+    from runcode.server.backup_verbs import restore
+    from runcode.server.data_folder import DataFolder
+    from runcode.server.database_choice import find_named_database
+
+    _set_up_logging(verbose=False)
+    url = find_named_database(options.database, options.database_file)
+    answer = restore(Path(options.file).absolute(), DataFolder(_data_dir(options)), url)
+    print(json.dumps(answer.value, indent=1) if options.json else answer.text)
+    return 0
+
+
+def _run_upgrade(options: argparse.Namespace) -> int:
+    from runcode.server.data_folder import DataFolder
+    from runcode.server.database_verbs import upgrade
+
+    _set_up_logging(verbose=False)
+    folder = DataFolder(_data_dir(options))
+    folder.require_initialised()
+    answer = upgrade(folder)
+    print(json.dumps(answer.value, indent=1) if options.json else answer.text)
+    return 0
+
+
 def _run_doctor(options: argparse.Namespace) -> int:
     from runcode.server import doctor
 
@@ -209,6 +233,22 @@ def make_parser() -> argparse.ArgumentParser:
     activity.add_argument("workspace", nargs="?", metavar="WS", help="one workspace's only: title or id")
     activity.add_argument("--limit", type=_positive, default=50, metavar="N", help="at most N lines (default: 50)")
 
+    backup = _add_verb(nouns, "backup", "make_backup", "the database and the keys into one private file, at any time")
+    backup.add_argument("file", metavar="FILE", help="a new file; nothing is overwritten")
+    restore = _add_verb(nouns, "restore", "restore", "a new data folder and database from a backup")
+    restore.add_argument("file", metavar="FILE", help="what `backup` made, on SQLite or Postgres")
+    _add_database(restore)
+    restore.set_defaults(run=_run_restore)
+
+    database = _add_noun(nouns, "database", "the database itself")
+    _add_verb(database, "status", "show_database", "which, how large, who uses it, what is in it")
+    _add_verb(database, "check", "check_database", "read all of it, and say what is not whole")
+    upgrade = _add_verb(database, "upgrade", "upgrade", "bring its schema to this version's, without serving")
+    upgrade.set_defaults(run=_run_upgrade)
+    _add_verb(database, "vacuum", "vacuum_database", "give freed space back; writers wait meanwhile (SQLite)")
+
+    _add_verb(nouns, "leases", "list_leases", "what servers are working on right now")
+
     workspace = _add_noun(nouns, "workspace", "the boxes")
     create = _add_verb(workspace, "create", "create_workspace", "make one (stopped)")
     create.add_argument("title", metavar="TITLE", help="its stable name: A-Z a-z 0-9 . _ -")
@@ -224,6 +264,15 @@ def make_parser() -> argparse.ArgumentParser:
         power = _add_verb(workspace, verb, action, about)
         power.add_argument("workspace", metavar="WS", help="title or id")
         power.add_argument("--no-wait", action="store_true", help="return before it is done")
+    show = _add_verb(workspace, "show", "show_workspace", "what is known of one: lease, checkpoints, failures, place")
+    show.add_argument("workspace", metavar="WS", help="title or id")
+    retry = _add_verb(workspace, "retry", "retry_workspace", "forget failures and back-off: try again now")
+    retry.add_argument("workspace", metavar="WS", help="title or id")
+    retry.add_argument(
+        "--elsewhere",
+        action="store_true",
+        help="the machine it lives on is gone for good: let another server start it, without its storage",
+    )
     share = _add_verb(workspace, "share", "share_workspace", "let somebody else in")
     share.add_argument("workspace", metavar="WS", help="title or id")
     share.add_argument("email", metavar="EMAIL")

@@ -1,6 +1,7 @@
 """The operator's verbs beside `up`: users, tokens, workspaces, on the same database while the server runs.
 
-Those for sessions and activity are in `activity_verbs`, and handed on by `main`'s look-up here.
+Those for sessions and activity (`activity_verbs`), stuck workspaces (`repair_verbs`), the database and its backup
+(`database_verbs`, `backup_verbs`) stand beside it, and are handed on by `main`'s look-up here.
 
 Owns: what each verb does and what it answers. Every answer is a JSON-able value
 and a text for people; `main` prints one of them. The rules are the control
@@ -24,16 +25,34 @@ from runcode.controlplane.states import DELETED, RUNNING
 from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import Endpoint, TcpEndpoint, UnixEndpoint
 from runcode.server.activity_verbs import list_activity, list_sessions, revoke_sessions
+from runcode.server.backup_verbs import make_backup
 from runcode.server.data_folder import DataFolder
+from runcode.server.database_verbs import check as check_database
+from runcode.server.database_verbs import show_status as show_database
+from runcode.server.database_verbs import vacuum as vacuum_database
 from runcode.server.installed_runtimes import require_runtime_name
 from runcode.server.rendering import Answer, render_table, render_time
+from runcode.server.repair_verbs import list_leases, retry_workspace, show_workspace
 
 # The reconciler hears of a change within 200 ms; a box takes well under a second.
 WAIT_S = 60.0
 _POLL_S = 0.05
 
 
-__all__ = ["Answer", "Verb", "list_activity", "list_sessions", "revoke_sessions"]
+__all__ = [
+    "Answer",
+    "Verb",
+    "check_database",
+    "list_activity",
+    "list_leases",
+    "list_sessions",
+    "make_backup",
+    "retry_workspace",
+    "revoke_sessions",
+    "show_database",
+    "show_workspace",
+    "vacuum_database",
+]
 
 Verb = Callable[[ControlPlane, DataFolder, Namespace], Awaitable[Answer]]
 
