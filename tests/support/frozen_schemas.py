@@ -21,7 +21,7 @@ if __name__ == "__main__":
 
 from sqlalchemy import Connection, MetaData, create_engine, text  # noqa: E402
 
-from runcode.controlplane.store import migrate, postgres_database, sqlite_file  # noqa: E402
+from runcode.controlplane.store import migrate, postgres_database, sqlite_database, sqlite_file  # noqa: E402
 from runcode.controlplane.store.location import PostgresUrl  # noqa: E402
 from support.postgres import Cluster, database_name  # noqa: E402
 
@@ -113,6 +113,25 @@ def lay_postgres(cluster: Cluster, revision: str) -> PostgresUrl:
     with cluster.connect(database_name(url)) as connection:
         connection.execute(frozen(revision, "postgres").read_text())  # type: ignore[arg-type]
     return url
+
+
+def go_back(database: Path, revision: str) -> None:
+    """Make a SQLite database what it was under an older schema: what that one could not hold is gone."""
+    older = database.with_name("older.db")
+    sqlite_database.make_at(older, lambda connection: migrate.upgrade(connection, revision))
+    connection = sqlite3.connect(older, isolation_level=None)
+    connection.execute("ATTACH ? AS newer", [str(database)])
+    tables = connection.execute("SELECT name FROM main.sqlite_master WHERE type = 'table'").fetchall()
+    for (table,) in tables:
+        if table != "alembic_version":
+            columns = ", ".join(row[1] for row in connection.execute(f"PRAGMA main.table_info({table})"))
+            connection.execute(f"DELETE FROM main.{table}")
+            connection.execute(f"INSERT INTO main.{table} ({columns}) SELECT {columns} FROM newer.{table}")
+    connection.close()
+    for end in ("-wal", "-shm"):
+        database.with_name(database.name + end).unlink(missing_ok=True)
+        older.with_name(older.name + end).unlink(missing_ok=True)
+    older.replace(database)
 
 
 def _insert(connection: Connection) -> None:

@@ -193,9 +193,10 @@ class Reconciler:
         claim = await self._lifecycle.claim(workspace_id, self._owner, doing, settle=here)
         if claim is None:
             return
-        if claim.work.desired != work.desired:
+        if _moved(work, claim.work):
+            # Another wish, or another server was quicker: what was seen before the lease may be old.
             self._again.add(workspace_id)
-            await self._record(work, _keep(work))
+            await self._record(claim.work, _keep(claim.work))
             return
         if action in (Action.RECORD, Action.MOURN):
             await self._record(work, self._describe(work, observation, mourning=action is Action.MOURN))
@@ -377,6 +378,15 @@ def _keep(work: Work, *, reason: str | None = None) -> Outcome:
         retry_at=work.retry_at,
         keep_checkpoints=True,
     )
+
+
+def _moved(seen: Work, leased: Work) -> bool:
+    """Has anything been written between the look and the lease?"""
+    before, now = (
+        (w.desired, w.observed, w.observed_at, w.endpoint, w.failures, w.retry_at, w.checkpoints)
+        for w in (seen, leased)
+    )
+    return before != now
 
 
 def _observed_word(observation: Observation) -> str:
