@@ -19,11 +19,13 @@ import os
 import random
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -58,9 +60,8 @@ _TITLES = tuple(f"box-{number}" for number in range(5))
 _TIMING = Timing(survey_s=0.1, inspect_s=5.0, step_s=10.0)
 # Generous: these only end a hang.
 _SETTLE_S = 60.0
-_context = multiprocessing.get_context("forkserver")
 # Forked from a process that has imported all this: a start costs milliseconds.
-_context.set_forkserver_preload(["support.store_kills"])
+_context = multiprocessing.get_context("forkserver")
 
 # More that must be true of a database at rest, each (store) → faults. For a chain that guards the events, for one.
 VERIFIERS: list[Callable[[Store], Awaitable[list[str]]]] = []
@@ -221,6 +222,20 @@ def _run_load(folder: str, named: str, number: int, seed: str) -> None:
     asyncio.run(_load(Path(folder), named, number, seed))
 
 
+def _warm_up() -> None:
+    """CPython 3.11's fork server preloads by the path of a fresh interpreter only, and says nothing if that fails."""
+    kept = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+    try:
+        _context.set_forkserver_preload([__name__])
+        forkserver.ensure_running()
+    finally:
+        if kept is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = kept
+
+
 # ------------------------------------------------------------------ the rounds
 
 
@@ -247,6 +262,7 @@ class Campaign:
         self.refusals: Counter[str] = Counter()
 
     async def open(self) -> Campaign:
+        _warm_up()
         (self.folder / "boxes").mkdir()
         if self.cluster is not None:
             url: PostgresUrl = self.cluster.make().make_database()
