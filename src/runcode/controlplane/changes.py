@@ -102,6 +102,7 @@ class ChangeFeed:
         loop = asyncio.get_running_loop()
         probe: Probe | None = None
         cursor, seen, beat_at = 0, -1, loop.time()
+        trouble: str | None = None
         try:
             while True:
                 try:
@@ -121,11 +122,16 @@ class ChangeFeed:
                                 seen, cursor = version, batch.cursor
                 except RunCodeError as error:
                     # Silence is the signal: no heartbeat while the database cannot be read.
-                    _log.warning("the change feed cannot read the database: %s", error.message)
+                    if error.message != trouble:
+                        trouble = error.message
+                        _log.warning("the change feed cannot read the database: %s", trouble)
                     await _close(probe)
                     probe = None
                     await asyncio.sleep(self._poll_s)
                     continue
+                if trouble is not None:
+                    trouble = None
+                    _log.warning("the change feed reads the database again")
                 if not batch.empty or loop.time() - beat_at >= _BEAT_S:
                     beat_at = loop.time()
                     yield batch

@@ -138,11 +138,16 @@ class Reconciler:
                 await asyncio.sleep(self._timing.survey_s)
 
     async def _survey_regularly(self) -> None:
+        trouble: str | None = None
         while True:
             try:
                 await self._survey()
+                trouble = None
             except RunCodeError as error:
-                _log.warning("the survey of workspaces failed: %s", error.message)
+                # Once, not every second of an outage.
+                if error.message != trouble:
+                    trouble = error.message
+                    _log.warning("the survey of workspaces failed: %s", trouble)
             except Exception:
                 _log.exception("the survey of workspaces failed")
             await asyncio.sleep(self._timing.survey_s)

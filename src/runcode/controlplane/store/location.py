@@ -43,7 +43,7 @@ def parse_database_url(raw_url: str) -> PostgresUrl:
     hosts = str(parts.get("host") or parts.get("hostaddr") or "localhost").split(",")
     ports = str(parts.get("port") or "5432").split(",")
     places = [
-        f"{host}:{ports[number] if number < len(ports) else ports[-1]}" if not host.startswith("/") else host
+        host if host.startswith("/") else f"{host}:{(ports[number] if number < len(ports) else ports[-1]) or '5432'}"
         for number, host in enumerate(hosts)
     ]
     if not parts.get("dbname"):
