@@ -131,9 +131,9 @@ def _find_faults(connection: Connection) -> list[str]:
         for row in connection.execute(text("PRAGMA foreign_key_check")).all()[:5]:
             faults.append(f"row {row[1]} of {row[0]} refers to nothing in {row[2]}")
     tables = set(inspect(connection).get_table_names())
-    faults += [f"the table {name} is missing" for name in portable.list_tables() if name not in tables]
-    if faults:
-        return faults
+    missing = [f"the table {name} is missing" for name in portable.list_tables() if name not in tables]
+    if missing:
+        return faults + missing
     for name in portable.list_tables():
         for _line in portable.dump_table(connection, name):
             pass
