@@ -212,6 +212,9 @@ HARMS: dict[str, Callable[[Path, Path], object]] = {
     "a path that leads out": lambda s, t: rewrite(
         s, t, lambda n, raw: ("../../evil", raw) if n == "keys/client_ca" else (n, raw)
     ),
+    "checksums of nonsense": lambda s, t: rewrite(
+        s, t, lambda n, raw: (n, b"{") if n == "checksums.json" else (n, raw)
+    ),
     "a newer format": lambda s, t: rewrite(s, t, lambda n, raw: (n, raw.replace(b'"format": 1', b'"format": 9'))),
 }
 

@@ -123,7 +123,8 @@ def reading(path: Path, scratch: Path) -> Iterator[Backup]:
             (folder / part).mkdir(mode=0o700)
         try:
             found = _unpack(path, folder)
-        except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        # A ValueError is JSON's.
+        except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
             raise _damaged(path, "it is cut short, or was never whole") from error
         manifest = _load_small(path, folder / _MANIFEST, found)
         if manifest.get("format") != FORMAT or not isinstance(manifest.get("schema"), str):

@@ -128,7 +128,8 @@ def _load(backup: Backup, staging: DataFolder, url: PostgresUrl | None) -> dict[
     def fill(connection: Connection) -> None:
         ids = backup.manifest.get("ids")
         tables = {name: backup.read_table(name) for name in backup.tables}
-        highest = {str(name): int(number) for name, number in ids.items()} if isinstance(ids, dict) else {}
+        known = ids if isinstance(ids, dict) else {}
+        highest = {name: number for name, number in known.items() if type(number) is int}
         counts.update(portable.load(connection, str(backup.manifest["schema"]), tables, highest))
         settle_restored(connection, SystemClock().now())
 

@@ -57,7 +57,7 @@ class Store:
         """
         if not isinstance(location, PostgresUrl):
             return cls(await SqliteDatabase.open(location, verify=verify, upgrade=upgrade))
-        # psycopg costs 60 ms to import, and may not be installed.
+        # psycopg takes a while to import, and may not be installed.
         from runcode.controlplane.store.postgres_database import PostgresDatabase
 
         return cls(await PostgresDatabase.open(location, verify=verify, upgrade=upgrade))

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sqlalchemy import JSON, Connection, DateTime, MetaData, Table, func, select, text
-from sqlalchemy.exc import DataError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 
 from runcode.controlplane.store import migrate
 from runcode.controlplane.store.models import Base
@@ -62,6 +62,11 @@ def dump_ids(connection: Connection) -> dict[str, int]:
     return found
 
 
+def find_highest(connection: Connection, name: str) -> int:
+    """The highest id among a table's rows; 0 without any."""
+    return connection.execute(select(func.max(Base.metadata.tables[name].c.id))).scalar() or 0
+
+
 def load(
     connection: Connection, schema: str, tables: Mapping[str, Iterable[bytes]], highest_ids: Mapping[str, int]
 ) -> dict[str, int]:
@@ -86,7 +91,7 @@ def load(
     if unknown:
         raise _does_not_fit(unknown[0])
     for name in _counted_tables(known):
-        highest = max(highest_ids.get(name, 0), _find_highest(connection, known.tables[name])) + _IDS_PASSED_OVER
+        highest = max(highest_ids.get(name, 0), find_highest(connection, name)) + _IDS_PASSED_OVER
         _give_out_after(connection, name, highest)
     migrate.upgrade(connection)
     return counts
@@ -104,17 +109,19 @@ def _load_rows(connection: Connection, table: Table, lines: Iterator[bytes]) -> 
             column.type.none_as_null = bool(column.nullable)
     count = 0
     while batch := list(itertools.islice(lines, _ROWS_AT_ONCE)):
-        rows = []
-        for line in batch:
-            values = json.loads(line)
-            if not isinstance(values, list) or len(values) != len(columns):
-                raise _does_not_fit(table.name)
-            rows.append(
-                {column.name: _typed(column.type, value) for column, value in zip(columns, values, strict=True)}
-            )
         try:
+            rows = [
+                {
+                    column.name: _typed(column.type, value)
+                    for column, value in zip(columns, json.loads(line), strict=True)
+                }
+                for line in batch
+            ]
             connection.execute(table.insert(), rows)
-        except (DataError, IntegrityError) as error:
+        except (ValueError, TypeError, StatementError) as error:
+            if isinstance(error, DBAPIError) and not isinstance(error, (DataError, IntegrityError)):
+                # A full disk, a connection that went: not the rows' fault.
+                raise
             raise _does_not_fit(table.name) from error
         count += len(rows)
     return count
@@ -132,10 +139,6 @@ def _counted_tables(metadata: MetaData) -> list[str]:
 
 def _find_sequence(connection: Connection, table: str) -> str:
     return str(connection.execute(text("SELECT pg_get_serial_sequence(:name, 'id')"), {"name": table}).scalar_one())
-
-
-def _find_highest(connection: Connection, table: Table) -> int:
-    return connection.execute(select(func.max(table.c.id))).scalar() or 0
 
 
 def _give_out_after(connection: Connection, name: str, highest: int) -> None:
