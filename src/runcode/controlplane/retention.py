@@ -29,7 +29,16 @@ from runcode.controlplane import changes
 from runcode.controlplane.clock import Clock
 from runcode.controlplane.services.events import Events
 from runcode.controlplane.store.engine import Store
-from runcode.controlplane.store.models import ChangeRow, EventRow, HostKeyRow, SessionRow, ShareRow, WorkspaceRow
+from runcode.controlplane.store.models import (
+    ChangeRow,
+    EventRow,
+    HostKeyRow,
+    InvitationRow,
+    SessionRow,
+    ShareRow,
+    TeamShareRow,
+    WorkspaceRow,
+)
 from runcode.core.errors import RunCodeError
 
 _log = logging.getLogger(__name__)
@@ -157,6 +166,8 @@ async def _delete_sessions(session: AsyncSession, ids: Sequence[int]) -> None:
 async def _delete_workspaces(session: AsyncSession, ids: Sequence[int]) -> None:
     await session.execute(delete(HostKeyRow).where(HostKeyRow.workspace_id.in_(ids)))
     await session.execute(delete(ShareRow).where(ShareRow.workspace_id.in_(ids)))
+    await session.execute(delete(TeamShareRow).where(TeamShareRow.workspace_id.in_(ids)))
+    await session.execute(delete(InvitationRow).where(InvitationRow.workspace_id.in_(ids)))
     await session.execute(delete(WorkspaceRow).where(WorkspaceRow.id.in_(ids)))
 
 

@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import logging
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 
 from sqlalchemy import Engine, text
@@ -44,6 +45,8 @@ class Store:
         self._database = database
         self._write_turn = asyncio.Lock()
         self._listeners: set[Callable[[], None]] = set()
+        # Told how long each write took in seconds, its turn included.
+        self.on_write: Callable[[float], None] | None = None
 
     @classmethod
     async def open(cls, location: Location, *, verify: bool = False, upgrade: bool = True) -> Store:
@@ -93,6 +96,7 @@ class Store:
     @contextlib.asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
         """One transaction with the write lock; commits at the end, rolls back on any exception."""
+        began = time.perf_counter()
         with self.translated():
             async with self._write_turn:
                 session = AsyncSession(self._database.writer, expire_on_commit=False)
@@ -106,6 +110,8 @@ class Store:
                 finally:
                     # Rolls back what was not committed.
                     await uncancelled.finish(session.close())
+        if self.on_write is not None:
+            self.on_write(time.perf_counter() - began)
         if changed:
             for listener in list(self._listeners):
                 listener()

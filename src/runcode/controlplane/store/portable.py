@@ -20,7 +20,7 @@ from sqlalchemy import JSON, Connection, DateTime, MetaData, Table, func, select
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, StatementError
 
 from runcode.controlplane.store import migrate
-from runcode.controlplane.store.models import Base
+from runcode.controlplane.store.models import Base, EventRow
 from runcode.core.errors import RunCodeError
 
 # What was given out between a copy and the loss of its original is not known: those ids are passed over.
@@ -84,6 +84,10 @@ def load(
     known = MetaData()
     known.reflect(connection)
     counts: dict[str, int] = {}
+    for table in reversed(known.sorted_tables):
+        # What a migration lays into a new database stands in the copy, as it had become.
+        if table.name in tables:
+            connection.execute(table.delete())
     for table in known.sorted_tables:
         if table.name in tables:
             counts[table.name] = _load_rows(connection, table, iter(tables[table.name]))
@@ -128,12 +132,15 @@ def _load_rows(connection: Connection, table: Table, lines: Iterator[bytes]) -> 
 
 
 def _counted_tables(metadata: MetaData) -> list[str]:
-    """Those whose ids come from a counter: one integer key called `id`, in `Base` or as the database tells it."""
+    """Those whose ids come from the database's counter. Events are numbered by their chain, without holes."""
     ours = Base.metadata.tables
     return [
         name
         for name, table in metadata.tables.items()
-        if name in ours and ours[name].dialect_options["sqlite"]["autoincrement"] and "id" in table.c
+        if name in ours
+        and name != EventRow.__tablename__
+        and ours[name].dialect_options["sqlite"]["autoincrement"]
+        and "id" in table.c
     ]
 
 
