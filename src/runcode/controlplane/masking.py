@@ -66,7 +66,7 @@ def mask_detail(kind: str, detail: Detail, patterns: Sequence[Pattern] = ()) -> 
         text = asked
     elif text.startswith(_WRAPPED):
         # Quotes around quotes, of which the cut took some: without them the words stand where they stood.
-        text = text.replace("\\", "").replace("'", "")
+        text = "runcode exec -- " + text.replace("\\", "").replace("'", "").partition(" set -- ")[2]
     masked, count = mask_words(asked, patterns) if asked is not None else mask_text(text, patterns)
     kept["text"] = masked
     if count:

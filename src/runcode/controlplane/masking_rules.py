@@ -145,7 +145,7 @@ TOKENS: Final[tuple[tuple[re.Pattern[str], int], ...]] = tuple(
 # ---------------------------------------------------------------- programs
 
 # Words that only run what follows them.
-_WRAPPERS = _words("sudo env time nice nohup exec command xargs doas stdbuf ionice setsid")
+_WRAPPERS = _words("runcode sudo env time nice nohup exec command xargs doas stdbuf ionice setsid")
 _PROGRAM_AT_MAX = 12
 
 

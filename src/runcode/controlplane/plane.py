@@ -12,11 +12,13 @@ from pathlib import Path
 
 import argon2
 
+from runcode.controlplane.audit_checkpoints import Checkpointer, CheckpointPolicy
 from runcode.controlplane.changes import ChangeFeed
 from runcode.controlplane.clock import Clock, SystemClock
 from runcode.controlplane.masking import Pattern
 from runcode.controlplane.retention import Retention, RetentionPolicy
 from runcode.controlplane.services.admission import Admission
+from runcode.controlplane.services.audit_statements import load_or_make_signer
 from runcode.controlplane.services.bootstrap import InitialAccess, initialise
 from runcode.controlplane.services.browser_logins import BrowserLogins
 from runcode.controlplane.services.certificates import Certificates, load_authorities
@@ -42,6 +44,16 @@ class ControlPlaneSettings:
     sessions: SessionPolicy = field(default_factory=SessionPolicy)
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
     masking: tuple[Pattern, ...] = ()
+    checkpoints: CheckpointPolicy | None = None
+
+    @property
+    def audit_key(self) -> Path:
+        return self.keys_folder / "audit_ed25519"
+
+    @property
+    def checkpoint_policy(self) -> CheckpointPolicy:
+        """By default beside the database, in a folder of its own."""
+        return self.checkpoints or CheckpointPolicy(self.keys_folder.parent / "audit" / "checkpoints.jsonl")
 
 
 class ControlPlane:
@@ -65,8 +77,10 @@ class ControlPlane:
         self.timeline = Timeline(store)
         self.certificates = Certificates(self.admission, clock, client_ca=client_ca, workspace_ca=workspace_ca)
         self.changes = ChangeFeed(store)
-        # Started by the server only: a verb of the operator's prunes nothing.
-        self.retention = Retention(store, clock, self.events, settings.retention)
+        signer = load_or_make_signer(settings.audit_key)
+        # Started by the server only: a verb of the operator's prunes nothing, and signs nothing.
+        self.retention = Retention(store, clock, self.events, settings.retention, signer)
+        self.checkpoints = Checkpointer(store, clock, signer, settings.checkpoint_policy)
 
     @classmethod
     async def open(
@@ -95,5 +109,6 @@ class ControlPlane:
 
     async def close(self) -> None:
         await self.retention.close()
+        await self.checkpoints.close()
         await self.tokens.close()
         await self.store.close()

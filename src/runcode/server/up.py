@@ -25,6 +25,9 @@ import asyncssh
 import uvicorn
 
 from runcode.controlplane.app import make_app
+from runcode.controlplane.audit_checkpoints import CheckpointPolicy
+from runcode.controlplane.masking import Pattern
+from runcode.controlplane.masking_rules import parse_patterns
 from runcode.controlplane.plane import ControlPlane, ControlPlaneSettings
 from runcode.controlplane.reconciler import Reconciler
 from runcode.controlplane.retention import RetentionPolicy
@@ -63,6 +66,9 @@ class UpOptions(Value):
     min_free_bytes: int | None = None
     keep_events: int | None = None
     keep_ended_sessions_s: int | None = None
+    audit_checkpoints: Path | None = None
+    audit_log: bool = False
+    mask_file: Path | None = None
 
 
 class FirstAccess(Value):
@@ -127,6 +133,7 @@ async def _run(
     stack.push_async_callback(reconciler.close if options.keep_workspaces else reconciler.stop_all)
 
     plane.retention.start()
+    plane.checkpoints.start()
     facts: dict[str, object] = {"ssh_host": None, "ssh_port": None}
     if ssh is None:
         # A gateway does this at its start; without one, what a killed server left open ends here.
@@ -208,9 +215,25 @@ def _settings(folder: DataFolder, options: UpOptions) -> ControlPlaneSettings:
         retention = replace(retention, events_max=options.keep_events)
     if options.keep_ended_sessions_s is not None:
         retention = replace(retention, ended_sessions_for=datetime.timedelta(seconds=options.keep_ended_sessions_s))
+    checkpoints = CheckpointPolicy(options.audit_checkpoints or folder.checkpoints, to_log=options.audit_log)
     return ControlPlaneSettings(
-        database=folder.database, keys_folder=folder.keys, public_url=options.public_url, retention=retention
+        database=folder.database,
+        keys_folder=folder.keys,
+        public_url=options.public_url,
+        retention=retention,
+        masking=() if options.mask_file is None else _read_patterns(options.mask_file),
+        checkpoints=checkpoints,
     )
+
+
+def _read_patterns(path: Path) -> tuple[Pattern, ...]:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return parse_patterns(file.read(64 * 1024))
+    except OSError as error:
+        raise RunCodeError(
+            "io_error", f"{path} cannot be read: {error.strerror}", resolution="name another with --mask-file FILE"
+        ) from error
 
 
 def _public_line(host_key: Path) -> str:

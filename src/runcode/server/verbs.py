@@ -1,6 +1,7 @@
 """The operator's verbs beside `up`: users, tokens, workspaces, on the same database while the server runs.
 
-Those for sessions and activity are in `activity_verbs`, and handed on by `main`'s look-up here.
+Those for sessions and activity are in `activity_verbs`, those for the audit in
+`audit_verbs`, handed on by `main`'s look-up here.
 
 Owns: what each verb does and what it answers. Every answer is a JSON-able value
 and a text for people; `main` prints one of them. The rules are the control
@@ -24,6 +25,7 @@ from runcode.controlplane.states import DELETED, RUNNING
 from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import Endpoint, TcpEndpoint, UnixEndpoint
 from runcode.server.activity_verbs import list_activity, list_sessions, revoke_sessions
+from runcode.server.audit_verbs import export_audit, verify_audit
 from runcode.server.data_folder import DataFolder
 from runcode.server.installed_runtimes import require_runtime_name
 from runcode.server.rendering import Answer, render_table, render_time
@@ -33,7 +35,7 @@ WAIT_S = 60.0
 _POLL_S = 0.05
 
 
-__all__ = ["Answer", "Verb", "list_activity", "list_sessions", "revoke_sessions"]
+__all__ = ["Answer", "Verb", "export_audit", "list_activity", "list_sessions", "revoke_sessions", "verify_audit"]
 
 Verb = Callable[[ControlPlane, DataFolder, Namespace], Awaitable[Answer]]
 
