@@ -31,13 +31,17 @@ demo: setup ## Watch an agent-like session work on a remote workspace, all on th
 agent-clients: ## The real Claude Code and Codex from npm, in the versions that the plugin is proved with
 	@sh scripts/setup_agent_clients.sh .cache/agent-clients || [ $$? = 3 ]
 
+.PHONY: oidc-provider
+oidc-provider: ## A real OpenID provider from npm, for the tests of signing in through one
+	@sh scripts/setup_oidc_provider.sh .cache/oidc-provider || [ $$? = 3 ]
+
 .PHONY: test-agents
 test-agents: setup agent-clients ## The plugin in the real Claude Code and Codex, offline, with every long story
 	@$(PY) -m pytest tests/agents --agents all $(PYTEST_ARGS)
 
 # What `-n auto` means, and what runs alone: tests/support/spread_run.py. PYTEST_ARGS="-n 0" runs all in one process.
 .PHONY: test
-test: setup agent-clients ## Run the whole test suite, on real parts
+test: setup agent-clients oidc-provider ## Run the whole test suite, on real parts
 	@$(PY) -m pytest -n auto $(PYTEST_ARGS)
 
 .PHONY: contract

@@ -25,6 +25,8 @@ need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
 need git command -v git
 # The plugin's launcher fetches with it.
 need curl command -v curl
+# The console's tests drive it; nothing else downloads a browser.
+need chromium command -v chromium
 # Tests put it through the hosts of `config-ssh`.
 need rsync command -v rsync
 # Tests in the agent clients ask the kernel which programs those started.

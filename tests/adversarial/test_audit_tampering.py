@@ -5,22 +5,28 @@ Every test works on a real database with the server's own code, then with plain 
 
 from __future__ import annotations
 
+import datetime
 import json
 import secrets
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from runcode.controlplane.audit_format import COLUMNS, hash_record
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.retention import RetentionPolicy
+from runcode.controlplane.services import audit as acts
 from runcode.controlplane.services import audit_chain
 from runcode.controlplane.services.audit_statements import load_or_make_signer, load_verifier, parse_line
 from runcode.controlplane.services.audit_verification import Report, verify
 from runcode.controlplane.services.events import NewEvent
+from runcode.controlplane.store.models import EventRow
+from runcode.core.errors import RunCodeError
 from support.controlplane_fakes import START, ManualClock, open_plane
 
 SMALL = RetentionPolicy(events_max=20, rows_per_step=5, pause_s=0)
@@ -66,8 +72,6 @@ class Audit:
         """What an intruder who knows the format does after a change: compute all hashes anew, the head's too."""
         connection = sqlite3.connect(self.database)
         connection.row_factory = sqlite3.Row
-        import datetime
-
         last = connection.execute("SELECT hash FROM events WHERE id < ? ORDER BY id DESC", (start,)).fetchone()["hash"]
         number = 0
         with connection:
@@ -85,10 +89,10 @@ class Audit:
 
 
 @pytest.fixture
-async def audit(tmp_path: Path) -> AsyncIterator[Audit]:
+async def audit(tmp_path: Path) -> Audit:
     made = Audit(tmp_path)
     await made.fill()
-    yield made
+    return made
 
 
 async def test_what_nobody_touched_is_whole(audit: Audit) -> None:
@@ -181,8 +185,11 @@ async def test_everything_gone_is_found(audit: Audit) -> None:
 
 
 async def test_records_put_behind_the_head_are_found(audit: Audit) -> None:
-    audit.run("INSERT INTO events SELECT 41, gateway, lower(hex(randomblob(16))), phase, kind, at, recorded_at,"
-              " started_at, connection_id, workspace_id, session_id, user_id, detail, hash FROM events WHERE id = 40")  # fmt: skip
+    columns = ", ".join(name for name in (*COLUMNS, "hash") if name not in ("id", "subject_id"))
+    audit.run(
+        f"INSERT INTO events (id, subject_id, {columns})"
+        f" SELECT 41, lower(hex(randomblob(16))), {columns} FROM events WHERE id = 40"
+    )
     assert "truncated" in await audit.find()
 
 
@@ -297,8 +304,6 @@ class TestCheckpoints:
         shutil.copytree(audit.folder / "keys", other.folder / "keys")
         async with open_plane(other.folder, ManualClock()) as plane:
             async with plane.store.write() as session:
-                from sqlalchemy import text
-
                 await session.execute(text("UPDATE audit_chain SET chain_id = '" + "ab" * 16 + "'"))
             await other.add(plane, 3)
             await plane.checkpoints.checkpoint()
@@ -332,31 +337,35 @@ class TestCheckpoints:
 
 class TestChain:
     async def test_what_is_rolled_back_leaves_no_hole(self, audit: Audit) -> None:
-        from runcode.controlplane.services import audit as acts
+        async def fail(plane: ControlPlane) -> None:
+            async with plane.store.write() as session:
+                await acts.note(session, acts.SIGNED_IN, START)
+                raise ZeroDivisionError
+
+        async def fail_inside(session: AsyncSession) -> None:
+            async with session.begin_nested():
+                await acts.note(session, acts.SIGNED_IN, START, detail={"n": 2})
+                async with session.begin_nested():
+                    await acts.note(session, acts.SIGNED_IN, START, detail={"n": 3})
+                raise ZeroDivisionError
 
         async with open_plane(audit.folder, ManualClock()) as plane:
             with pytest.raises(ZeroDivisionError):
-                async with plane.store.write() as session:
-                    await acts.note(session, acts.SIGNED_IN, START)
-                    raise ZeroDivisionError
+                await fail(plane)
             async with plane.store.write() as session:
                 await acts.note(session, acts.SIGNED_IN, START, detail={"n": 1})
                 with pytest.raises(ZeroDivisionError):
-                    async with session.begin_nested():
-                        await acts.note(session, acts.SIGNED_IN, START, detail={"n": 2})
-                        async with session.begin_nested():
-                            await acts.note(session, acts.SIGNED_IN, START, detail={"n": 3})
-                        raise ZeroDivisionError
+                    await fail_inside(session)
                 async with session.begin_nested():
                     await acts.note(session, acts.SIGNED_IN, START, detail={"n": 4})
             async with plane.store.read() as session:
                 head = await audit_chain.load_head(session)
+                kept = list(await session.scalars(select(EventRow.detail).where(EventRow.id > 40)))
             assert head.count == 42
+            assert [detail["n"] for detail in kept] == [1, 4]
         assert (await audit.verify()).findings == []
 
     async def test_without_its_head_nothing_is_done(self, audit: Audit) -> None:
-        from runcode.core.errors import RunCodeError
-
         audit.run("DELETE FROM audit_chain")
         async with open_plane(audit.folder, ManualClock()) as plane:
             with pytest.raises(RunCodeError) as caught:

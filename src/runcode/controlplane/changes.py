@@ -41,13 +41,26 @@ UNSHARED: Final = "unshared"
 STOP_REQUESTED: Final = "stop_requested"
 DELETE_REQUESTED: Final = "delete_requested"
 WORKSPACE_DOWN: Final = "workspace_down"
+# Somebody is no longer in a team, and a team no longer shares a workspace.
+TEAM_LEFT: Final = "team_left"
+TEAM_UNSHARED: Final = "team_unshared"
 CREATED: Final = "created"
 START_REQUESTED: Final = "start_requested"
 SHARED: Final = "shared"
 
 # What takes access away; the others only give it, or wake the reconciler.
 WITHDRAWALS: Final = frozenset(
-    (SESSION_REVOKED, TOKEN_REVOKED, USER_DISABLED, UNSHARED, STOP_REQUESTED, DELETE_REQUESTED, WORKSPACE_DOWN)
+    (
+        SESSION_REVOKED,
+        TOKEN_REVOKED,
+        USER_DISABLED,
+        UNSHARED,
+        TEAM_LEFT,
+        TEAM_UNSHARED,
+        STOP_REQUESTED,
+        DELETE_REQUESTED,
+        WORKSPACE_DOWN,
+    )
 )
 # `retention` forgets what is older; a follower that far behind is told `everything`.
 KEPT_FOR: Final = datetime.timedelta(days=1)

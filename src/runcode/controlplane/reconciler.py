@@ -18,9 +18,11 @@ import asyncio
 import contextlib
 import datetime
 import logging
+import math
 import os
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -40,10 +42,19 @@ from runcode.controlplane.services.principals import principal_for
 from runcode.controlplane.states import DELETING, RUNNING, STARTING, STOPPED, STOPPING, UNKNOWN
 from runcode.controlplane.store.engine import Store
 from runcode.core.errors import RunCodeError
-from runcode.runtimes.base import Checkpoint, Observation, ObservedState, Runtime, WorkspaceSpec
+from runcode.runtimes.base import (
+    DEFAULT_SIZES,
+    Checkpoint,
+    Observation,
+    ObservedState,
+    Runtime,
+    SizeLimits,
+    WorkspaceSpec,
+)
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+_SURVEY_PATIENCE_S = 120.0
 _SERVER_STOPPED = "the server was stopped; it starts again with the server"
 
 
@@ -68,13 +79,19 @@ class Reconciler:
         workspace_ca: str,
         clock: Clock,
         timing: Timing | None = None,
+        on_pass: Callable[[str, str, bool, float], None] | None = None,
+        sizes: Mapping[str, SizeLimits] = DEFAULT_SIZES,
     ) -> None:
+        """`on_pass` is told what was done: runtime, action, did it fail, seconds."""
         self._store = store
         self._feed = feed
         self._runtimes = runtimes
         self._workspace_ca = workspace_ca
         self._clock = clock
         self._timing = timing or Timing()
+        self._on_pass = on_pass
+        self._surveyed_at = -math.inf
+        self._sizes = sizes
         self._lifecycle = Lifecycle(store, clock, lease=self._timing.lease)
         self._owner = f"{os.getpid()}-{secrets.token_hex(8)}"
         self._workers: dict[int, asyncio.Task[None]] = {}
@@ -94,6 +111,7 @@ class Reconciler:
         turn = asyncio.Semaphore(self._timing.parallel_inspections)
         await asyncio.gather(*(self._adopt(work, turn) for work in await self._lifecycle.list_live()))
         loop = asyncio.get_running_loop()
+        self._surveyed_at = time.monotonic()
         self._loops = [loop.create_task(self._follow_changes()), loop.create_task(self._survey_regularly())]
 
     async def close(self) -> None:
@@ -110,6 +128,12 @@ class Reconciler:
         """End every box, for the end of the server. What is wanted stays, so that they come back with it."""
         await self.close()
         await asyncio.gather(*(self._stop_for_exit(work) for work in await self._lifecycle.list_active()))
+
+    @property
+    def alive(self) -> bool:
+        """Does it still look at workspaces? False before `start`, after the end, and when a survey hangs."""
+        looping = bool(self._loops) and not any(loop.done() for loop in self._loops)
+        return looping and not self._closing and time.monotonic() - self._surveyed_at < _SURVEY_PATIENCE_S
 
     def poke(self, workspace_id: int) -> None:
         """Look at this workspace soon; a look that is under way is followed by another."""
@@ -141,6 +165,7 @@ class Reconciler:
                 _log.warning("the survey of workspaces failed: %s", error.message)
             except Exception:
                 _log.exception("the survey of workspaces failed")
+            self._surveyed_at = time.monotonic()
             await asyncio.sleep(self._timing.survey_s)
 
     async def _survey(self) -> None:
@@ -195,7 +220,11 @@ class Reconciler:
         if action in (Action.RECORD, Action.MOURN):
             await self._record(work, self._describe(work, observation, mourning=action is Action.MOURN))
             return
-        await self._record(work, await self._perform(action, claim))
+        began = time.monotonic()
+        outcome = await self._perform(action, claim)
+        if self._on_pass is not None:
+            self._on_pass(work.runtime, action.value, outcome.reason is not None, time.monotonic() - began)
+        await self._record(work, outcome)
         self._again.add(workspace_id)
 
     async def _perform(self, action: Action, claim: Claim) -> Outcome:
@@ -231,6 +260,7 @@ class Reconciler:
             principal=principal_for(work.workspace_id),
             workspace_ca=self._workspace_ca,
             host_key=claim.host_private_key,
+            limits=self._limits_of(work),
         )
         await self._bounded(runtime.create(spec))
         steps = runtime.start(spec)
@@ -351,6 +381,16 @@ class Reconciler:
     async def _bounded(self, call: Awaitable[_T], timeout_s: float | None = None) -> _T:
         async with asyncio.timeout(self._timing.step_s if timeout_s is None else timeout_s):
             return await call
+
+    def _limits_of(self, work: Work) -> SizeLimits:
+        limits = self._sizes.get(work.size)
+        if limits is None:
+            raise RunCodeError(
+                "not_ready",
+                f"this server has no size `{work.size}` any more",
+                resolution=f"give the workspace another one: {', '.join(sorted(self._sizes))}",
+            )
+        return limits
 
     def _runtime_of(self, work: Work) -> Runtime:
         runtime = self._runtimes.get(work.runtime)

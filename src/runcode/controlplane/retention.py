@@ -32,7 +32,16 @@ from runcode.controlplane.services import audit_chain
 from runcode.controlplane.services.audit_statements import NO_LINE, PRUNED, AuditSigner, Statement, render_now
 from runcode.controlplane.services.events import Events
 from runcode.controlplane.store.engine import Store
-from runcode.controlplane.store.models import ChangeRow, EventRow, HostKeyRow, SessionRow, ShareRow, WorkspaceRow
+from runcode.controlplane.store.models import (
+    ChangeRow,
+    EventRow,
+    HostKeyRow,
+    InvitationRow,
+    SessionRow,
+    ShareRow,
+    TeamShareRow,
+    WorkspaceRow,
+)
 from runcode.core.errors import RunCodeError
 
 _log = logging.getLogger(__name__)
@@ -182,6 +191,8 @@ async def _delete_sessions(session: AsyncSession, ids: Sequence[int]) -> None:
 async def _delete_workspaces(session: AsyncSession, ids: Sequence[int]) -> None:
     await session.execute(delete(HostKeyRow).where(HostKeyRow.workspace_id.in_(ids)))
     await session.execute(delete(ShareRow).where(ShareRow.workspace_id.in_(ids)))
+    await session.execute(delete(TeamShareRow).where(TeamShareRow.workspace_id.in_(ids)))
+    await session.execute(delete(InvitationRow).where(InvitationRow.workspace_id.in_(ids)))
     await session.execute(delete(WorkspaceRow).where(WorkspaceRow.id.in_(ids)))
 
 

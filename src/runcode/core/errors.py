@@ -45,6 +45,11 @@ ERRORS: dict[str, ErrorKind] = {
         retryable=False,
         resolution="the workspace must be running: `runcode connect WS --start`",
     ),
+    "quota_exceeded": ErrorKind(
+        http_status=403,
+        retryable=False,
+        resolution="free some of what you have, or ask your operator to raise the limit",
+    ),
     "start_failed": ErrorKind(
         http_status=200, retryable=False, resolution="the server refused to start the workspace; see its reason"
     ),

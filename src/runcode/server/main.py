@@ -15,11 +15,15 @@ import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from runcode import __version__
 from runcode.core.errors import RunCodeError
 from runcode.core.terminal import printable, printable_lines
+from runcode.server.workspace_options import add_up_options, parse_idle, parse_limit, read_up_options
+
+if TYPE_CHECKING:
+    from runcode.server.front import FrontOptions
 
 _log = logging.getLogger(__name__)
 _DATA_DIR_VARIABLE = "RUNCODE_DATA_DIR"
@@ -78,10 +82,13 @@ def _fail(error: RunCodeError, wants_json: bool) -> int:
 
 
 def _run_up(options: argparse.Namespace) -> int:
-    from runcode.server.listeners import parse_address, parse_public_url
+    from runcode.server.identity_options import read_oidc_options
+    from runcode.server.listeners import parse_address
+    from runcode.server.logs import set_up_logging
     from runcode.server.up import UpOptions, run_up
 
-    _set_up_logging(options.verbose)
+    set_up_logging(log_format=options.log_format, verbose=options.verbose)
+    oidc, oidc_policy = read_oidc_options(options)
     ssh = None if options.ssh == "off" else parse_address(options.ssh, "--ssh")
     public = None if options.ssh_public is None else parse_address(options.ssh_public, "--ssh-public")
     if ssh is not None and public is None and ssh.host in ("0.0.0.0", "::"):  # noqa: S104
@@ -93,10 +100,10 @@ def _run_up(options: argparse.Namespace) -> int:
     return run_up(
         UpOptions(
             data_dir=_data_dir(options),
-            http=parse_address(options.http, "--http"),
+            front=_front_options(options),
+            log_format=options.log_format,
             ssh=ssh,
             ssh_public=public,
-            public_url=None if options.public_url is None else parse_public_url(options.public_url),
             ready_file=None if options.ready_file is None else Path(options.ready_file).absolute(),
             admin_email=options.admin_email,
             keep_workspaces=options.keep_workspaces,
@@ -107,7 +114,38 @@ def _run_up(options: argparse.Namespace) -> int:
             audit_checkpoints=None if options.audit_checkpoints is None else Path(options.audit_checkpoints).absolute(),
             audit_log=options.audit_log,
             mask_file=None if options.mask_file is None else Path(options.mask_file),
+            oidc=oidc,
+            oidc_policy=oidc_policy,
+            workspaces=read_up_options(options),
         )
+    )
+
+
+def _front_options(options: argparse.Namespace) -> FrontOptions:
+    from runcode.controlplane.rate_limits import LimitPolicy, parse_rate
+    from runcode.server.front import FrontOptions
+    from runcode.server.listeners import parse_address, parse_public_url
+    from runcode.server.web import ConnectionLimits
+
+    def find_path(named: str | None) -> Path | None:
+        return None if named is None else Path(named).absolute()
+
+    return FrontOptions(
+        http=parse_address(options.http, "--http"),
+        public_url=None if options.public_url is None else parse_public_url(options.public_url),
+        tls_certificate=find_path(options.tls_cert),
+        tls_key=find_path(options.tls_key),
+        trusted_proxies=tuple(options.trusted_proxy),
+        allowed_hosts=tuple(options.allowed_host),
+        metrics=None if options.metrics is None else parse_address(options.metrics, "--metrics"),
+        metrics_token_file=find_path(options.metrics_token_file),
+        rates=LimitPolicy(
+            token=parse_rate(options.rate_token, "--rate-token"),
+            address=parse_rate(options.rate_address, "--rate-address"),
+            strangers=parse_rate(options.rate_strangers, "--rate-strangers"),
+        ),
+        connections=ConnectionLimits(in_all=options.max_connections, per_address=max(16, options.max_connections // 4)),
+        drain_s=options.drain_s,
     )
 
 
@@ -115,6 +153,7 @@ def _run_verb(options: argparse.Namespace) -> int:
     from runcode.controlplane.plane import ControlPlane, ControlPlaneSettings
     from runcode.server import verbs
     from runcode.server.data_folder import DataFolder
+    from runcode.server.workspace_policy import make_policy
 
     _set_up_logging(verbose=False)
     folder = DataFolder(_data_dir(options))
@@ -122,7 +161,9 @@ def _run_verb(options: argparse.Namespace) -> int:
     verb: verbs.Verb = getattr(verbs, options.verb)
 
     async def act() -> verbs.Answer:
-        settings = ControlPlaneSettings(database=folder.database, keys_folder=folder.keys)
+        settings = ControlPlaneSettings(
+            database=folder.database, keys_folder=folder.keys, workspaces=make_policy(folder.path)
+        )
         # A server of the version before may be running on this very database.
         plane = await ControlPlane.open(settings, upgrade=False)
         try:
@@ -184,15 +225,52 @@ def make_parser() -> argparse.ArgumentParser:
     password = _add_verb(user, "password", "set_password", "give a user another password; prints it once")
     password.add_argument("email", metavar="EMAIL")
     password.add_argument("--password-stdin", action="store_true", help="read the password from stdin")
+    link = _add_verb(user, "sign-in-link", "create_sign_in_link", "a link that signs a user's browser in, once")
+    link.add_argument("email", metavar="EMAIL")
+    link.add_argument(
+        "--web-base", default="http://127.0.0.1:8080", metavar="URL", help="the server's address (default: %(default)s)"
+    )
+    sign_out = _add_verb(user, "sign-out", "sign_user_out", "end a user's signed-in browsers, everywhere")
+    sign_out.add_argument("email", metavar="EMAIL")
+    sign_out.add_argument("--tokens", action="store_true", help="revoke their API tokens, too")
+    invite = _add_verb(user, "invite", "invite_user", "let a verified e-mail address in through the OpenID provider")
+    invite.add_argument("email", metavar="EMAIL")
+    invite.add_argument("--issuer", required=True, metavar="URL", help="the provider, as in `up --oidc-issuer`")
+    identity = _add_verb(user, "link", "link_identity", "say who a user is at the OpenID provider")
+    identity.add_argument("email", metavar="EMAIL")
+    identity.add_argument("--issuer", required=True, metavar="URL", help="the provider, as in `up --oidc-issuer`")
+    identity.add_argument("--subject", required=True, metavar="SUB", help="the user's `sub` there")
+    unlink = _add_verb(user, "unlink", "unlink_identities", "forget who a user is at OpenID providers")
+    unlink.add_argument("email", metavar="EMAIL")
     _add_verb(user, "list", "list_users", "list them")
     _add_verb(user, "disable", "disable_user", "shut a user out, at once").add_argument("email", metavar="EMAIL")
     _add_verb(user, "enable", "enable_user", "let a disabled user in again").add_argument("email", metavar="EMAIL")
+
+    quota = _add_verb(user, "quota", "set_quota", "how many workspaces a user may have; without options: show it")
+    quota.add_argument("email", metavar="EMAIL")
+    for option, about in (("--workspaces", "may own"), ("--running", "may have running at once")):
+        quota.add_argument(
+            option, type=parse_limit, metavar="N", help=f"{about}: a number, or default (what `up` says)"
+        )
 
     token = _add_noun(nouns, "token", "API tokens, one for each machine of a person")
     create = _add_verb(token, "create", "create_token", "make one; prints it once, alone")
     create.add_argument("name", metavar="NAME", help="what it is for, such as laptop")
     create.add_argument("--user", metavar="EMAIL", help="whose (default: the first admin)")
     create.add_argument("--expires-days", type=_positive, metavar="N", help="end it after N days (default: never)")
+    create.add_argument("--expires-in", metavar="TIME", help="end it after so long, such as 45m, 12h or 30d")
+    create.add_argument(
+        "--scope",
+        action="append",
+        choices=("read", "connect", "manage"),
+        help="what it may do at most; may be given again (default: all)",
+    )
+    create.add_argument(
+        "--workspace",
+        action="append",
+        metavar="WS",
+        help="title or id of a workspace that it is for; may be given again (default: all that the person may use)",
+    )
     listing = _add_verb(token, "list", "list_tokens", "list them (never the tokens themselves)")
     listing.add_argument("--user", metavar="EMAIL", help="one person's only")
     revoke = _add_verb(token, "revoke", "revoke_token", "end one, and what it had opened, at once")
@@ -221,10 +299,19 @@ def make_parser() -> argparse.ArgumentParser:
 
     workspace = _add_noun(nouns, "workspace", "the boxes")
     create = _add_verb(workspace, "create", "create_workspace", "make one (stopped)")
-    create.add_argument("title", metavar="TITLE", help="its stable name: A-Z a-z 0-9 . _ -")
+    create.add_argument(
+        "title", nargs="?", metavar="TITLE", help="its stable name: A-Z a-z 0-9 . _ - (default: one is made up)"
+    )
     create.add_argument("--runtime", default="local", help="what runs it (default: local)")
     create.add_argument("--owner", metavar="EMAIL", help="whose (default: the first admin)")
     create.add_argument("--custom-title", default="", metavar="TEXT", help="a free name for people")
+    create.add_argument("--size", metavar="SIZE", help="how much its box may take (default: standard)")
+    create.add_argument(
+        "--idle",
+        type=parse_idle,
+        metavar="TIME",
+        help="stop it after so long without use: 30m, 12h, never, or default (what `up` says)",
+    )
     _add_verb(workspace, "list", "list_workspaces", "list all")
     for verb, action, about in (
         ("start", "start_workspace", "boot it"),
@@ -234,13 +321,36 @@ def make_parser() -> argparse.ArgumentParser:
         power = _add_verb(workspace, verb, action, about)
         power.add_argument("workspace", metavar="WS", help="title or id")
         power.add_argument("--no-wait", action="store_true", help="return before it is done")
-    share = _add_verb(workspace, "share", "share_workspace", "let somebody else in")
-    share.add_argument("workspace", metavar="WS", help="title or id")
-    share.add_argument("email", metavar="EMAIL")
-    share.add_argument("--role", choices=("use", "manage"), default="use", help="manage: may also stop it")
+    change = _add_verb(workspace, "set", "change_workspace", "change its size, idle time or name for people")
+    change.add_argument("workspace", metavar="WS", help="title or id")
+    change.add_argument("--custom-title", metavar="TEXT", help="a free name for people")
+    change.add_argument("--size", metavar="SIZE", help="from its next start on")
+    change.add_argument("--idle", type=parse_idle, metavar="TIME", help="30m, 12h, never, or default (what `up` says)")
+    share = _add_verb(workspace, "share", "share_workspace", "let somebody else in, or a team")
     unshare = _add_verb(workspace, "unshare", "unshare_workspace", "shut them out again, at once")
-    unshare.add_argument("workspace", metavar="WS", help="title or id")
-    unshare.add_argument("email", metavar="EMAIL")
+    for sharing in (share, unshare):
+        sharing.add_argument("workspace", metavar="WS", help="title or id")
+        sharing.add_argument("email", nargs="?", metavar="EMAIL")
+        sharing.add_argument("--team", metavar="TEAM", help="a team instead: name or id")
+    share.add_argument("--role", choices=("use", "manage"), default="use", help="manage: may also stop it")
+    _add_verb(workspace, "sizes", "list_sizes", "the sizes that this server offers")
+
+    team = _add_noun(nouns, "team", "people with whom a workspace is shared by one word")
+    create = _add_verb(team, "create", "create_team", "make one")
+    create.add_argument("name", metavar="NAME")
+    create.add_argument("--admin", metavar="EMAIL", help="its first admin (default: the first admin of the server)")
+    _add_verb(team, "list", "list_teams", "list all")
+    members = _add_verb(team, "members", "list_members", "who is in it")
+    add = _add_verb(team, "add", "add_member", "take somebody in, or change the role")
+    remove = _add_verb(team, "remove", "remove_member", "take somebody out, at once")
+    rename = _add_verb(team, "rename", "rename_team", "give it another name")
+    delete = _add_verb(team, "delete", "delete_team", "delete it with its shares; who came in by it is cut")
+    for about_one in (members, add, remove, rename, delete):
+        about_one.add_argument("team", metavar="TEAM", help="name or id")
+    for about_somebody in (add, remove):
+        about_somebody.add_argument("email", metavar="EMAIL")
+    add.add_argument("--role", choices=("member", "admin"), default="member", help="admin: may change the team")
+    rename.add_argument("name", metavar="NAME")
     return parser
 
 
@@ -252,7 +362,7 @@ def _add_up(nouns: argparse._SubParsersAction[_Parser]) -> None:
     )
     up.add_argument("--ssh", default="127.0.0.1:8022", metavar="HOST:PORT", help="SSH gateway, or `off` (%(default)s)")
     up.add_argument("--ssh-public", metavar="HOST:PORT", help="the gateway's address as clients reach it")
-    up.add_argument("--public-url", metavar="URL", help="the control plane's https address, behind a proxy with TLS")
+    up.add_argument("--public-url", metavar="URL", help="the control plane's https address as clients reach it")
     up.add_argument("--ready-file", metavar="FILE", help="written (0600) once everything really answers")
     up.add_argument("--admin-email", default="admin@localhost", metavar="EMAIL", help="at the first start only")
     up.add_argument("--keep-workspaces", action="store_true", help="leave the boxes running when this server stops")
@@ -272,11 +382,71 @@ def _add_up(nouns: argparse._SubParsersAction[_Parser]) -> None:
     )
     up.add_argument("--audit-log", action="store_true", help="write each checkpoint of the audit to the log as well")
     up.add_argument("--mask-file", metavar="FILE", help="more patterns of secrets in commands, one a line")
+    _add_front(up)
+    up.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="lines for people, or JSON objects with one for each request (default: %(default)s)",
+    )
+    oidc = up.add_argument_group("sign-in through an OpenID provider")
+    oidc.add_argument("--oidc-issuer", metavar="URL", help="the provider, as its own documents name it")
+    oidc.add_argument("--oidc-client-id", metavar="ID", help="this server as the provider knows it")
+    oidc.add_argument("--oidc-client-secret-file", metavar="FILE", help="holds the secret that goes with it")
+    oidc.add_argument("--oidc-name", metavar="NAME", help="what people read on the button (default: the issuer's host)")
+    oidc.add_argument(
+        "--oidc-domain",
+        action="append",
+        default=[],
+        metavar="DOMAIN",
+        help="make an account for whoever has a verified e-mail address there (default: invited people only)",
+    )
+    add_up_options(up)
     up.add_argument("--verbose", action="store_true", help="say more in the log")
     # For tests of full disks, and for operators of tiny ones.
     up.add_argument("--keep-ended-sessions-s", type=_positive, help=argparse.SUPPRESS)
     up.add_argument("--min-free-bytes", type=int, help=argparse.SUPPRESS)
     up.set_defaults(run=_run_up)
+
+
+def _add_front(up: argparse.ArgumentParser) -> None:
+    """What stands between callers and the control plane (`server/front.py`)."""
+    up.add_argument("--tls-cert", metavar="FILE", help="serve https with this certificate chain (PEM)")
+    up.add_argument("--tls-key", metavar="FILE", help="and this key (PEM, 0600); both are read anew when they change")
+    up.add_argument(
+        "--trusted-proxy",
+        action="append",
+        default=[],
+        metavar="NET",
+        help="believe X-Forwarded-For and -Proto of this address or network (repeatable)",
+    )
+    up.add_argument(
+        "--allowed-host", action="append", default=[], metavar="NAME", help="answer under this name too (repeatable)"
+    )
+    up.add_argument("--metrics", metavar="HOST:PORT", help="serve /metrics, /healthz and /readyz there")
+    up.add_argument(
+        "--metrics-token-file", metavar="FILE", help="/metrics asks for this bearer token (0600), and is on --http too"
+    )
+    for name, default, whose in (
+        # calls a second : calls at once
+        ("token", "50:200", "one API token"),
+        ("address", "200:1000", "one address"),
+        ("strangers", "5:60", "one address that proves nobody"),
+    ):
+        up.add_argument(
+            f"--rate-{name}",
+            default=default,
+            metavar="RATE",
+            help=f"calls a second:at once of {whose} (%(default)s), or off",
+        )
+    up.add_argument("--max-connections", type=_positive, default=2000, metavar="N", help="HTTP, in all (%(default)s)")
+    up.add_argument(
+        "--drain-s",
+        type=_seconds,
+        default=0.0,
+        metavar="S",
+        help="after SIGTERM, serve on for so long while /readyz says 503 (%(default)g)",
+    )
 
 
 def _add_noun(nouns: argparse._SubParsersAction[_Parser], name: str, about: str) -> argparse._SubParsersAction[_Parser]:
@@ -300,6 +470,16 @@ def _add_data_dir(parser: argparse.ArgumentParser) -> None:
 
 def _number(text: str) -> int:
     return 0 if text == "0" else _positive(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds up to 3600")
+    return seconds
 
 
 def _positive(text: str) -> int:

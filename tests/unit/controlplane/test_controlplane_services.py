@@ -66,7 +66,7 @@ async def test_email_is_one_user_in_any_case_and_hostile_ones_are_refused(plane:
 
 
 async def test_password_is_checked_and_never_explained(plane: ControlPlane) -> None:
-    assert (await plane.users.check_password("Ann@example.org", "correct horse battery")).is_admin
+    assert (await plane.users.check_password("Ann@example.org", "correct horse battery")).user.is_admin
     wrong = await refused("unauthorized", plane.users.check_password("ann@example.org", "wrong horse battery"))
     absent = await refused("unauthorized", plane.users.check_password("zoe@example.org", "correct horse battery"))
     # Without a password of his own, not even the decoy's opens Bob's account.

@@ -30,6 +30,7 @@ from runcode.controlplane.clock import Clock
 from runcode.controlplane.masking import Pattern, mask_detail
 from runcode.controlplane.records import ActivityRecord
 from runcode.controlplane.services import access, audit_chain
+from runcode.controlplane.services.idle import write_use
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import EventRow, SessionRow, TokenRow, UserRow, WorkspaceRow
 from runcode.core.errors import RunCodeError
@@ -37,6 +38,8 @@ from runcode.core.errors import RunCodeError
 CONNECTION: Final = "connection"
 START: Final = "start"
 END: Final = "end"
+# A workspace is in use: not kept as an event, but as the workspace's own last time (see `idle`).
+USED: Final = "used"
 _KINDS: Final = frozenset((CONNECTION, "command", "forward", "dropped"))
 _PHASES: Final = frozenset((START, END, "note"))
 _SUBJECT = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -76,6 +79,9 @@ class Events:
         """Keep a batch, in order; what is known already is left as it is. Raises `bad_request` for nonsense."""
         _check_batch(gateway, events)
         async with self._store.write() as session:
+            used = {event.workspace_id: event.at for event in events if event.kind == USED and event.workspace_id}
+            await write_use(session, used, self._clock.now())
+            events = [event for event in events if event.kind != USED]
             known = await _load_known(session, [event.subject_id for event in events])
             tokens = await _load_tokens(session, events)
             now = self._clock.now()
@@ -258,7 +264,7 @@ def _check_batch(gateway: str, events: Sequence[NewEvent]) -> None:
     for event in events:
         ids = [event.subject_id] if event.connection_id is None else [event.subject_id, event.connection_id]
         if (
-            event.kind not in _KINDS
+            (event.kind not in _KINDS and event.kind != USED)
             or event.phase not in _PHASES
             or not all(_SUBJECT.fullmatch(text) for text in ids)
             or not all(_is_plain(key, value) for key, value in event.detail.items())

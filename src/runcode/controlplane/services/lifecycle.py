@@ -26,11 +26,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from runcode.controlplane import changes
 from runcode.controlplane.clock import Clock
 from runcode.controlplane.services.access import find_endpoint
-from runcode.controlplane.states import RUNNING, STOPPED
+from runcode.controlplane.states import RUNNING, STARTING, STOPPED
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import HostKeyRow, WorkspaceRow
 from runcode.core.errors import RunCodeError
-from runcode.runtimes.base import Checkpoint, Endpoint, TcpEndpoint, UnixEndpoint
+from runcode.runtimes.base import STANDARD_SIZE, Checkpoint, Endpoint, TcpEndpoint, UnixEndpoint
 
 REASON_MAX = 500
 
@@ -51,6 +51,7 @@ class Work:
     failures: int
     retry_at: datetime.datetime | None
     checkpoints: tuple[dict[str, Any], ...]
+    size: str = STANDARD_SIZE
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,8 @@ class Lifecycle:
                 .returning(WorkspaceRow.id)
             )
             row = await session.get(WorkspaceRow, workspace_id)
+            if won is not None and row is not None and activity == STARTING:
+                row.box_size = row.size
             key = await session.get(HostKeyRow, workspace_id)
             if won is None or row is None or key is None:
                 return None
@@ -210,6 +213,7 @@ def _as_work(row: WorkspaceRow) -> Work:
         workspace_id=row.id,
         title=row.title,
         runtime=row.runtime,
+        size=row.size,
         desired=row.desired_state,
         observed=row.observed_state,
         observed_at=row.observed_at,

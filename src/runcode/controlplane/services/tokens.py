@@ -5,7 +5,8 @@ Guarantee: a token is 256 random bits behind a prefix that secret scanners can
 know; only its SHA-256 stands in the database (no salt or stretching: there is
 nothing to guess), and the look-up is by that hash, so that timing says nothing
 about the token. Unknown, revoked, expired, and "its user is disabled" are one
-answer.
+answer. Tokens make and end no other tokens: a signed-in person does that, for their
+own (an admin ends anybody's), and a token may end itself.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import hashlib
 import logging
 import re
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sqlalchemy import or_, select, update
@@ -24,10 +26,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from runcode.controlplane import changes
 from runcode.controlplane.clock import Clock
 from runcode.controlplane.records import ORIGIN_CONSOLE, ORIGIN_OPERATOR, Caller, NewToken, TokenRecord
-from runcode.controlplane.services import audit, inputs
+from runcode.controlplane.services import access, audit, inputs
 from runcode.controlplane.services.users import load_user
+from runcode.controlplane.services.web_sessions import require_browser
 from runcode.controlplane.services.withdrawals import revoke_sessions
-from runcode.controlplane.states import SCOPES
+from runcode.controlplane.states import SCOPE_READ, SCOPES
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import SessionRow, TokenRow, UserRow
 from runcode.core.errors import RunCodeError
@@ -37,6 +40,8 @@ _log = logging.getLogger(__name__)
 TOKEN_PREFIX = "rct_"
 _TOKEN = re.compile(r"rct_[A-Za-z0-9_-]{43}", re.ASCII)
 _TOUCH_EVERY = datetime.timedelta(minutes=1)
+WORKSPACES_MAX = 100
+EXPIRY_DAYS_MAX = 3650
 
 
 @dataclass(frozen=True)
@@ -108,8 +113,49 @@ class Tokens:
                 query = query.where(TokenRow.user_id == (await load_user(session, email)).id)
             return [_as_record(row, owner) for row, owner in (await session.execute(query)).all()]
 
+    async def list_own(self, caller: Caller) -> list[TokenRecord]:
+        """The signed-in person's that are not revoked, newest first."""
+        require_browser(caller)
+        async with self._store.read() as session:
+            rows = await session.scalars(
+                select(TokenRow)
+                .where(TokenRow.user_id == caller.user_id, TokenRow.revoked_at.is_(None))
+                .order_by(TokenRow.id.desc())
+            )
+            return [_as_record(row, caller.email) for row in rows]
+
+    async def create_own(self, caller: Caller, name: str, bounds: TokenBounds = UNBOUNDED) -> NewToken:
+        """For `runcode login --paste`. Raises `forbidden` for a token, `not_found` for a workspace not theirs."""
+        require_browser(caller)
+        name = inputs.parse_label(name, what="token name")
+        async with self._store.write() as session:
+            user = await session.get_one(UserRow, caller.user_id)
+            await require_usable(session, caller, bounds)
+            return await self.insert_token(session, user, name, bounds, origin=ORIGIN_CONSOLE, caller=caller)
+
+    async def revoke_own_tokens(self, caller: Caller) -> int:
+        """Every live token of the signed-in person. Returns how many that were."""
+        require_browser(caller)
+        async with self._store.write() as session:
+            return await self._revoke_all(session, caller.user_id, caller)
+
+    async def revoke_all_of(self, email: str) -> int:
+        """For the operator: every live token of a user. Returns how many that were."""
+        async with self._store.write() as session:
+            return await self._revoke_all(session, (await load_user(session, email)).id, None)
+
+    async def _revoke_all(self, session: AsyncSession, user_id: int, caller: Caller | None) -> int:
+        which = TokenRow.user_id == user_id, TokenRow.revoked_at.is_(None)
+        rows = (await session.scalars(select(TokenRow).where(*which))).all()
+        for row in rows:
+            await self.revoke_row(session, row, caller=caller)
+        return len(rows)
+
     async def revoke_token(self, token_id: int, *, caller: Caller | None = None) -> TokenRecord:
-        """Idempotent. Its sessions end with it, and their live connections are cut."""
+        """Idempotent. Its sessions end with it, and their live connections are cut.
+
+        `caller` None is the operator. A token may name itself only, a person their own, an admin any.
+        """
         async with self._store.write() as session:
             found = (
                 await session.execute(
@@ -118,19 +164,23 @@ class Tokens:
                     .where(TokenRow.id == token_id)
                 )
             ).first()
-            if found is None:
+            if found is None or not _may_revoke(found[0], caller):
                 raise RunCodeError(
                     "not_found", f"there is no token {token_id}", resolution="see `runcode-server token list`"
                 )
             row, owner = found
             if row.revoked_at is None:
-                now = self._clock.now()
-                row.revoked_at = now
-                await revoke_sessions(session, now, SessionRow.token_id == row.id)
-                changes.append_change(session, changes.TOKEN_REVOKED, now, user_id=row.user_id)
-                detail: audit.Detail = {"token": row.id, "name": row.name}
-                await audit.note(session, audit.TOKEN_REVOKED, now, caller=caller, user_id=row.user_id, detail=detail)
+                await self.revoke_row(session, row, caller=caller)
             return _as_record(row, owner)
+
+    async def revoke_row(self, session: AsyncSession, row: TokenRow, *, caller: Caller | None = None) -> None:
+        """Part of a caller's transaction."""
+        now = self._clock.now()
+        row.revoked_at = now
+        await revoke_sessions(session, now, SessionRow.token_id == row.id)
+        changes.append_change(session, changes.TOKEN_REVOKED, now, user_id=row.user_id)
+        detail: audit.Detail = {"token": row.id, "name": row.name}
+        await audit.note(session, audit.TOKEN_REVOKED, now, caller=caller, user_id=row.user_id, detail=detail)
 
     async def authenticate(self, raw_token: str | None, *, source: str = "") -> Caller:
         """Who holds this token; `unauthorized` without a word on why not. `source` is the peer's address."""
@@ -190,6 +240,49 @@ class Tokens:
                 await session.execute(update(TokenRow).where(TokenRow.id == token_id).values(last_used_at=now))
         except RunCodeError as error:
             _log.warning("the last use of token %d was not noted: %s", token_id, error.message)
+
+
+def parse_scopes(raw_scopes: Iterable[object]) -> tuple[str, ...]:
+    """Scopes as people tick them or clients ask for them. Looking belongs to each of them. Raises `bad_request`."""
+    asked = list(raw_scopes)
+    if not asked or not all(isinstance(scope, str) and scope in SCOPES for scope in asked):
+        raise RunCodeError(
+            "bad_request", "those are not scopes of a token", resolution=f"choose some of: {', '.join(SCOPES)}"
+        )
+    return tuple(scope for scope in SCOPES if scope == SCOPE_READ or scope in asked)
+
+
+def parse_expiry_days(raw_days: str, now: datetime.datetime) -> datetime.datetime | None:
+    """ "" is never. Raises `bad_request`."""
+    if raw_days == "":
+        return None
+    if not (raw_days.isascii() and raw_days.isdigit() and 0 < int(raw_days[:9]) <= EXPIRY_DAYS_MAX):
+        raise RunCodeError(
+            "bad_request",
+            "that is not a number of days",
+            resolution=f"give 1 to {EXPIRY_DAYS_MAX} days, or nothing for a token that does not expire",
+        )
+    return now + datetime.timedelta(days=int(raw_days))
+
+
+async def require_usable(session: AsyncSession, caller: Caller, bounds: TokenBounds) -> None:
+    """Raises `not_found` when the bounds name a workspace that the caller may not use."""
+    if bounds.workspace_ids is None:
+        return
+    if not 0 < len(bounds.workspace_ids) <= WORKSPACES_MAX:
+        raise RunCodeError(
+            "bad_request", "that many workspaces cannot be named", resolution=f"name 1 to {WORKSPACES_MAX}, or none"
+        )
+    for workspace_id in bounds.workspace_ids:
+        await access.load_visible(session, workspace_id, caller, SCOPE_READ)
+
+
+def _may_revoke(row: TokenRow, caller: Caller | None) -> bool:
+    if caller is None:
+        return True
+    if caller.web_session_id is None:
+        return row.id == caller.token_id
+    return row.user_id == caller.user_id or caller.is_admin
 
 
 def hash_token(plaintext: str) -> str:

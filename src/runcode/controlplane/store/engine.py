@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ class Store:
         self._writer = engine.execution_options(runcode_begin="BEGIN IMMEDIATE")
         self._write_turn = asyncio.Lock()
         self._listeners: set[Callable[[], None]] = set()
+        # Told how long each write took in seconds, its turn included.
+        self.on_write: Callable[[float], None] | None = None
 
     @classmethod
     async def open(cls, path: Path, *, verify: bool = False, upgrade: bool = True) -> Store:
@@ -83,6 +86,7 @@ class Store:
     @contextlib.asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncSession]:
         """One transaction with the write lock; commits at the end, rolls back on any exception."""
+        began = time.perf_counter()
         with _translated(self.path):
             async with self._write_turn:
                 session = AsyncSession(self._writer, expire_on_commit=False)
@@ -93,6 +97,8 @@ class Store:
                     # Rolls back what was not committed.
                     await uncancelled.finish(session.close())
                 changed = _CHANGED in session.info
+        if self.on_write is not None:
+            self.on_write(time.perf_counter() - began)
         if changed:
             for listener in list(self._listeners):
                 listener()

@@ -136,7 +136,9 @@ class WorkspaceRow(Base):
     owner_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
     runtime: Mapped[str] = mapped_column(String(40))
     size: Mapped[str] = mapped_column(String(40))
-    # Stopped by itself after so long without use; None: never.
+    # What the box that runs, or ran last, was started with.
+    box_size: Mapped[str | None] = mapped_column(String(40))
+    # Stopped by itself after so long without use; 0: never; None: as the server's default says.
     idle_stop_after_s: Mapped[int | None]
     active_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
     host_public_key: Mapped[str] = mapped_column(Text)
@@ -145,6 +147,9 @@ class WorkspaceRow(Base):
     observed_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
     activity: Mapped[str | None] = mapped_column(String(16))
     reason: Mapped[str | None] = mapped_column(Text)
+    # Why it is to be stopped (`states.STOP_CAUSES`), and who or how long; None while it is to run.
+    stop_cause: Mapped[str | None] = mapped_column(String(16))
+    stop_note: Mapped[str | None] = mapped_column(String(254))
     endpoint_socket_path: Mapped[str | None] = mapped_column(Text)
     endpoint_host: Mapped[str | None] = mapped_column(String(253))
     endpoint_port: Mapped[int | None]
@@ -199,6 +204,25 @@ class TeamShareRow(Base):
 
     workspace_id: Mapped[int] = mapped_column(ForeignKey("workspaces.id"), primary_key=True, autoincrement=False)
     team_id: Mapped[int] = mapped_column(ForeignKey("teams.id"), primary_key=True, autoincrement=False, index=True)
+    role: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+
+
+class InvitationRow(Base):
+    """A share or a team's place for an e-mail address under which there is no account yet. One of the ids is set."""
+
+    __tablename__ = "invitations"
+    __table_args__ = (
+        CheckConstraint("(workspace_id IS NULL) <> (team_id IS NULL)", name="one_place"),
+        UniqueConstraint("workspace_id", "email"),
+        UniqueConstraint("team_id", "email"),
+        _NEVER_REUSED,
+    )
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True, autoincrement=True)
+    email: Mapped[str] = mapped_column(String(254), index=True)
+    workspace_id: Mapped[int | None] = mapped_column(ForeignKey("workspaces.id"))
+    team_id: Mapped[int | None] = mapped_column(ForeignKey("teams.id"))
     role: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
 
