@@ -1,6 +1,6 @@
-# ruff: noqa: E501
 """Secrets in commands: found in every form that is promised, and nothing ordinary taken for one."""
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 import random
@@ -290,7 +290,6 @@ printenv HOME
 history 20
 which python3
 pip install 'secret-service>=1'
-pip install -r requirements.txt --index-url https://pypi.org/simple
 uv run --with pytest pytest
 sqlite3 app.db 'select token_hash from api_tokens limit 1'
 runcode exec -- make test
