@@ -76,6 +76,10 @@ mutate-guards: setup ## Take each named guard out of a copy of the code, and see
 docs: setup ## Write the reference pages that follow from the code
 	@$(PY) scripts/make_docs.py
 
+.PHONY: fuzz
+fuzz: setup ## Make up calls from /api/openapi.json and judge each answer, FUZZ_EXAMPLES (500) for each operation
+	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-500} $(PY) -m pytest -n 0 tests/contract/test_openapi_fuzz.py $(PYTEST_ARGS)
+
 .PHONY: release
 release: setup ## Wheel, sdist, .pyz and this system's archive into dist/ (RELEASE_ARGS="--without-python", …)
 	@$(PY) scripts/make_release.py $(RELEASE_ARGS)

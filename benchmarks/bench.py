@@ -21,6 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 
+import controlplane  # noqa: E402
 import gateway  # noqa: E402
 import launcher  # noqa: E402
 import transfers  # noqa: E402
@@ -169,6 +170,8 @@ def main() -> int:
         with direct_sshd(Path(folder) / "direct") as direct:
             rows = measure(service, Laptop(Path(folder) / "laptop"), options.runs, options.only)
             gateway.measure(direct, options.runs, options.only, interleaved, lambda *row: rows.append(Row(*row)))
+    with tempfile.TemporaryDirectory() as folder:
+        controlplane.add_rows(Path(folder), lambda *row: rows.append(Row(*row)), options.only)
     if options.json:
         print(json.dumps([vars(row) for row in rows], indent=1))
         return 0

@@ -50,7 +50,7 @@ def measure(direct: list[str], runs: int, only: str, interleaved: Interleave, ad
     with tempfile.TemporaryDirectory(prefix="rcb") as name:
         folder = Path(name)
         if any(only in row for row in NAMES[:8]):
-            with running_service(folder / "service") as service:
+            with running_service(folder / "service", options=("--verbose",)) as service:
                 rows = _Rows(service, folder, direct, interleaved, add_row, only)
                 rows.measure(runs)
             rows.add_share(service.log.read_text())
@@ -81,7 +81,7 @@ class _Rows:
         bundle = laptop.json("connect", TITLE)
         self._environment = laptop.environment
         self._ways = {
-            "ours": ["ssh", "-F", str(bundle["config"]), "-S", "none", *SAME_ALGORITHMS, str(bundle["alias"])],
+            "ours": ["ssh", "-F", str(bundle["config"]), *SAME_ALGORITHMS, str(bundle["alias"])],
             "reference": direct,
         }
 
@@ -110,13 +110,13 @@ class _Rows:
 
     # -- one by one ---------------------------------------------------------
 
-    def _run(self, way: str, command: str, *flags: str, stdin: Path | None = None) -> float:
-        """Wall milliseconds."""
+    def _run(self, way: str, command: str, *flags: str, control: str = "none", stdin: Path | None = None) -> float:
+        """Wall milliseconds; `control` is the live master to use."""
         ssh = self._ways[way]
         with open(stdin or os.devnull, "rb") as source:
             began = time.perf_counter()
             done = subprocess.run(
-                [ssh[0], *flags, *ssh[1:], command],
+                [ssh[0], "-S", control, *flags, *ssh[1:], command],
                 stdin=source,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -137,22 +137,15 @@ class _Rows:
         masters = []
         for way, ssh in self._ways.items():
             control = self._folder / f"m-{way}"
-            # The first of two -S counts.
-            masters.append(
-                subprocess.Popen(
-                    [ssh[0], "-S", str(control), "-M", "-N", *ssh[1:]],
-                    stdin=subprocess.DEVNULL,
-                    env=self._environment,
-                )
-            )
-            while not control.exists():
-                time.sleep(0.02)
+            # -f: it is there once this returns.
+            command = [ssh[0], "-S", str(control), "-f", "-M", "-N", "-o", "ControlPersist=no", *ssh[1:]]
+            subprocess.run(command, stdin=subprocess.DEVNULL, env=self._environment, check=True)
+            masters.append([ssh[0], "-S", str(control), "-O", "exit", *ssh[1:]])
         try:
-            self._compare(MASTER, 1.15, runs, lambda way: self._run(way, "true", "-S", f"{self._folder}/m-{way}"))
+            self._compare(MASTER, 1.15, runs, lambda way: self._run(way, "true", control=f"{self._folder}/m-{way}"))
         finally:
             for master in masters:
-                master.terminate()
-                master.wait()
+                subprocess.run(master, stderr=subprocess.DEVNULL, env=self._environment, check=False)
 
     def _measure_handshakes(self) -> None:
         def run(way: str) -> float:

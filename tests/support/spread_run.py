@@ -52,6 +52,8 @@ LONG = (
     "tests/agents/test_hooks_wiring.py",
     "tests/agents/test_boundary.py",
     "tests/agents/test_story.py",
+    "tests/integration/test_front.py",
+    "tests/contract/test_openapi_fuzz.py",
 )
 
 _ALONE = "alone"

@@ -30,6 +30,7 @@ from runcode.controlplane.routes import (
     sign_in,
     workspace_api,
 )
+from runcode.controlplane.routes.shortcut import MintShortcut
 
 
 def make_app(plane: ControlPlane, settings: EdgeSettings | None = None, *, metrics_token: str | None = None) -> FastAPI:
@@ -58,6 +59,8 @@ def make_app(plane: ControlPlane, settings: EdgeSettings | None = None, *, metri
     if metrics_token is not None:
         app.include_router(metrics.make_router(plane, metrics_token))
     install_error_answers(app, settings)
+    # The last one added is the outermost.
+    app.add_middleware(MintShortcut)
     app.add_middleware(Edge, settings=settings)
     return app
 

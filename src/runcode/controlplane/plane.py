@@ -95,9 +95,10 @@ class ControlPlane:
         self.ssh_endpoint = SshEndpointHolder()
         self.proofs = Proofs(client_ca.derive_key("browser proofs"))
         self.users = Users(store, clock, hasher)
-        self.tokens = Tokens(store, clock)
         secure = (settings.public_url or "").startswith("https://")
-        self.web_sessions = WebSessions(store, clock, WebSessionPolicy() if secure else PLAIN_HTTP)
+        policy = WebSessionPolicy() if secure else PLAIN_HTTP
+        self.tokens = Tokens(store, clock, fresh_for=None if secure else policy.fresh)
+        self.web_sessions = WebSessions(store, clock, policy)
         self.sign_ins = SignIns(store, clock, self.users, self.web_sessions, self.proofs)
         self.sign_in_links = SignInLinks(store, clock, self.web_sessions)
         self.browser_logins = BrowserLogins(store, clock, self.tokens, self.proofs)
@@ -163,9 +164,11 @@ class ControlPlane:
 
     async def close(self) -> None:
         await self.retention.close()
-        await self.checkpoints.close()
+        await self.sessions.close()
         await self.tokens.close()
         await self.web_sessions.close()
         if self.oidc_sign_ins is not None:
             await self.oidc_sign_ins.provider.close()
+        # After everybody else: the last checkpoint vouches for what they wrote on their way out.
+        await self.checkpoints.close()
         await self.store.close()

@@ -9,15 +9,22 @@ and goes on reading, and throws away what it reads, until the peer closes too or
 time is up: a socket that is closed with unread bytes in it makes the kernel send
 RST, and the peer may lose the last words that it has not read yet.
 
-Threat: a peer that never closes, to keep sockets open: the time is bounded, and
-short for strangers.
+Threat: a peer that never closes, to keep sockets open, or sends on without end: time
+and bytes are bounded, and the time is short for strangers and for those who are cut.
+
+Guarantee: what was queued for a peer that goes on taking it arrives, however slowly it
+reads, the reason of the end included: only then, or once nothing more is taken for
+`LINGER_S`, or after `_LINGER_MAX_S`, is the socket closed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import logging
 import sys
+import termios
 from typing import Any
 
 import asyncssh
@@ -31,6 +38,9 @@ _log = logging.getLogger(__name__)
 LINGER_S = 5.0
 STRANGER_LINGER_S = 1.0
 _CUT_LINGER_S = 0.3
+_LINGER_MAX_S = 60.0
+# What a peer may still send behind our last word: more than any client's windows let it have under way.
+_THROWN_AWAY_MAX = 64 * 1024 * 1024
 
 
 class EndingConnection(SSHConnection):
@@ -43,6 +53,7 @@ class EndingConnection(SSHConnection):
         self._linger_s = STRANGER_LINGER_S
         self._lingering: asyncio.Transport | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
+        self._thrown_away = 0
         self._end_reason = ""
 
     @property
@@ -127,5 +138,27 @@ class EndingConnection(SSHConnection):
                     transport.write_eof()
                 except OSError:
                     transport.abort()
-            self._linger_timer = self._loop.call_later(self._linger_s, transport.abort)
+            self._linger(transport, self._loop.time() + _LINGER_MAX_S, None)
         self._loop.call_soon(self._cleanup, exc)
+
+    def _linger(self, transport: asyncio.Transport, until: float, untaken_before: int | None) -> None:
+        """Wait once more, unless the peer has taken nothing since the last time."""
+        untaken = _count_untaken(transport)
+        if untaken_before is not None and (untaken >= untaken_before or self._loop.time() >= until):
+            transport.abort()
+            return
+        self._linger_timer = self._loop.call_later(self._linger_s, self._linger, transport, until, untaken)
+
+    def _throw_away(self, size: int) -> None:
+        """The peer sent this behind our last word."""
+        self._thrown_away += size
+        if self._thrown_away > _THROWN_AWAY_MAX and self._lingering is not None:
+            self._lingering.abort()
+
+
+def _count_untaken(transport: asyncio.Transport) -> int:
+    """Bytes that we have written and the peer's system has not taken yet."""
+    waiting = bytearray(4)
+    with contextlib.suppress(OSError):
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, waiting)
+    return transport.get_write_buffer_size() + int.from_bytes(waiting, sys.byteorder)

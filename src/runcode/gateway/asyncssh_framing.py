@@ -101,7 +101,8 @@ class FramedConnection(RelayedConnection, asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._transport is None:
-            return  # over: what still comes in is thrown away
+            self._throw_away(nbytes)
+            return
         framing, partial = self._framing, self._partial
         if not self._is_framed:
             self.data_received(bytes(framing.read_area[:nbytes]))

@@ -111,6 +111,20 @@ async def test_a_token_ends_by_revocation_expiry_and_with_its_user(plane: Contro
     )
 
 
+async def test_who_holds_a_token_is_remembered_for_less_than_a_minute(plane: ControlPlane, clock: ManualClock) -> None:
+    token = (await plane.tokens.create_token("bob@example.org", "laptop")).plaintext
+    caller = await plane.tokens.authenticate(token, source="192.0.2.1")
+    assert plane.tokens.recall(token, source="192.0.2.1") == caller
+    recalled = plane.tokens.recall(token, source="192.0.2.2")
+    assert recalled is not None
+    assert (recalled.source, recalled.token_id) == ("192.0.2.2", caller.token_id)
+    clock.advance(seconds=59)
+    assert plane.tokens.recall(token) is not None
+    for seconds in (1, -120):
+        clock.advance(seconds=seconds)
+        assert plane.tokens.recall(token) is None
+
+
 async def test_last_use_is_noted_at_most_once_a_minute(plane: ControlPlane, clock: ManualClock) -> None:
     token = await plane.tokens.create_token("bob@example.org", "laptop")
 

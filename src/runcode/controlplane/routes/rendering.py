@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 from runcode.controlplane.records import (
     QuotaRecord,
     SessionGrant,
     SessionRecord,
     ShareRecord,
+    SshEndpoint,
     TeamMemberRecord,
     TeamRecord,
     UserRecord,
@@ -115,18 +118,24 @@ def render_offer(offer: RuntimeOffer) -> dict[str, object]:
 
 def render_bundle(grant: SessionGrant) -> dict[str, object]:
     endpoint = grant.endpoint
-    keys = tuple(hostkeys.parse_public_key(line) for line in endpoint.host_keys)
     title = grant.session.workspace_title
     return {
         "session_id": grant.session.id,
         "host": endpoint.host,
         "port": endpoint.port,
         "user": title,
-        "known_hosts": hostkeys.render_known_hosts(endpoint.host, endpoint.port, keys),
+        "known_hosts": _render_known_hosts(endpoint),
         "ssh_config": _render_ssh_config(endpoint.host, endpoint.port, title),
         "expires_at": render_timestamp(grant.session.expires_at),
         "workdir": grant.workdir,
     }
+
+
+# The same text in every bundle, until the gateway moves or changes its keys.
+@functools.lru_cache(maxsize=4)
+def _render_known_hosts(endpoint: SshEndpoint) -> str:
+    keys = tuple(hostkeys.parse_public_key(line) for line in endpoint.host_keys)
+    return hostkeys.render_known_hosts(endpoint.host, endpoint.port, keys)
 
 
 def _render_ssh_config(host: str, port: int, title: str) -> str:

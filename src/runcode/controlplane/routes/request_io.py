@@ -29,12 +29,25 @@ def plane_of(request: Request) -> ControlPlane:
 
 async def authenticate(request: Request) -> Caller:
     """The caller by `Authorization: Token …`, and by nothing else: never a cookie, never the URL."""
-    headers = request.headers.getlist("authorization")
-    scheme, _, token = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
-    raw_token = token.strip() if scheme.lower() == "token" else None
-    caller = await plane_of(request).tokens.authenticate(raw_token, source=source_of(request))
+    caller = await plane_of(request).tokens.authenticate(_read_token(request), source=source_of(request))
     note_caller(request, caller)
     return caller
+
+
+async def recall(request: Request) -> Caller:
+    """As `authenticate`, but the token may have been revoked within the last minute: see `Tokens.recall`."""
+    token = _read_token(request)
+    found = None if token is None else plane_of(request).tokens.recall(token, source=source_of(request))
+    if found is None:
+        return await authenticate(request)
+    note_caller(request, found)
+    return found
+
+
+def _read_token(request: Request) -> str | None:
+    headers = request.headers.getlist("authorization")
+    scheme, _, token = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
+    return token.strip() if scheme.lower() == "token" else None
 
 
 def note_caller(request: Request, caller: Caller) -> None:
@@ -53,7 +66,12 @@ def source_of(request: Request) -> str:
     return request.client.host[:64] if request.client is not None else ""
 
 
-Plane = Annotated[ControlPlane, Depends(plane_of)]
+async def _depend_on_plane(request: Request) -> ControlPlane:
+    """A dependency that is no coroutine costs a thread's turn, 0.1 ms."""
+    return plane_of(request)
+
+
+Plane = Annotated[ControlPlane, Depends(_depend_on_plane)]
 Authenticated = Annotated[Caller, Depends(authenticate)]
 
 

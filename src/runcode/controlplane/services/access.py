@@ -12,9 +12,9 @@ after the same one query. What a scope does not cover raises `forbidden`.
 from __future__ import annotations
 
 import datetime
-from typing import Final
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, and_, case, func, or_, select
+from sqlalchemy import ColumnElement, Select, Subquery, and_, case, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute as _Column
 
@@ -114,7 +114,11 @@ def within_token(caller: Caller) -> ColumnElement[bool] | None:
 
 
 def role_of(row: WorkspaceRow, user_id: int, rank: int | None) -> str | None:
-    return ROLE_OWNER if row.owner_id == user_id else _RANKS.get(rank or 0)
+    return find_role(row.owner_id, user_id, rank)
+
+
+def find_role(owner_id: int, user_id: int, rank: int | None) -> str | None:
+    return ROLE_OWNER if owner_id == user_id else _RANKS.get(rank or 0)
 
 
 async def load_visible(
@@ -128,7 +132,49 @@ async def load_visible(
         if role is not None:
             require_scope(caller, scope)
             return row, as_record(row, owner_email, role)
-    raise RunCodeError("not_found", f"there is no workspace {workspace_id} that you may use")
+    raise refuse_unseen(workspace_id)
+
+
+def refuse_unseen(workspace_id: int) -> RunCodeError:
+    return RunCodeError("not_found", f"there is no workspace {workspace_id} that you may use")
+
+
+def select_wanted(wanted: Subquery) -> Select[Any]:
+    """For each row of `wanted` (`n`, `user_id`, `workspace_id`) what `load_visible` asks for one.
+
+    Columns: `n`; then owner's id, rank by shares, title, what `states.show_state` needs, and the reason, all None
+    when no such workspace lives.
+    """
+    direct = (
+        select(func.max(_rank(ShareRow.role)))
+        .where(ShareRow.workspace_id == WorkspaceRow.id, ShareRow.user_id == wanted.c.user_id)
+        .correlate(WorkspaceRow, wanted)
+        .scalar_subquery()
+    )
+    by_team = (
+        select(func.max(_rank(TeamShareRow.role)))
+        .join(TeamMemberRow, TeamMemberRow.team_id == TeamShareRow.team_id)
+        .where(TeamShareRow.workspace_id == WorkspaceRow.id, TeamMemberRow.user_id == wanted.c.user_id)
+        .correlate(WorkspaceRow, wanted)
+        .scalar_subquery()
+    )
+    strongest = case((func.coalesce(by_team, 0) > func.coalesce(direct, 0), by_team), else_=direct)
+    return (
+        select(
+            wanted.c.n,
+            WorkspaceRow.owner_id,
+            # Whoever owns it needs no share, and most people own what they use.
+            case((WorkspaceRow.owner_id == wanted.c.user_id, None), else_=strongest),
+            WorkspaceRow.title,
+            WorkspaceRow.desired_state,
+            WorkspaceRow.observed_state,
+            WorkspaceRow.activity,
+            WorkspaceRow.failures,
+            WorkspaceRow.reason,
+        )
+        .select_from(wanted)
+        .outerjoin(WorkspaceRow, and_(WorkspaceRow.id == wanted.c.workspace_id, WorkspaceRow.deleted_at.is_(None)))
+    )
 
 
 async def load_owned(

@@ -19,12 +19,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from sqlalchemy import delete, event, insert, select, update
+from sqlalchemy import delete, event, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
 from runcode.controlplane.audit_format import hash_record
 from runcode.controlplane.store.models import ChainRow, EventRow
+from runcode.controlplane.store.row_lists import insert_rows
 from runcode.core.errors import RunCodeError
 
 _WAITING: Final = "runcode_audit_waiting"
@@ -144,7 +145,7 @@ def _append(session: Session, records: list[Values]) -> None:
         row = {**values, "id": count}
         last = row["hash"] = hash_record(last, row)
         rows.append(row)
-    session.execute(insert(EventRow), rows)
+    insert_rows(session, EventRow, rows)
     session.execute(update(ChainRow).where(ChainRow.id == HEAD).values(count=count, hash=last))
 
 

@@ -17,22 +17,24 @@ import hashlib
 import logging
 import re
 import secrets
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import bindparam, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from runcode.controlplane import changes
 from runcode.controlplane.clock import Clock
 from runcode.controlplane.records import ORIGIN_CONSOLE, ORIGIN_OPERATOR, Caller, NewToken, TokenRecord
 from runcode.controlplane.services import access, audit, inputs
+from runcode.controlplane.services.gathering import Gathering
 from runcode.controlplane.services.users import load_user
 from runcode.controlplane.services.web_sessions import require_browser
 from runcode.controlplane.services.withdrawals import revoke_sessions
 from runcode.controlplane.states import SCOPE_READ, SCOPES
 from runcode.controlplane.store.engine import Store
-from runcode.controlplane.store.models import SessionRow, TokenRow, UserRow
+from runcode.controlplane.store.models import SessionRow, TokenRow, UserRow, UtcTime, WebSessionRow
 from runcode.core.errors import RunCodeError
 
 _log = logging.getLogger(__name__)
@@ -42,6 +44,9 @@ _TOKEN = re.compile(r"rct_[A-Za-z0-9_-]{43}", re.ASCII)
 _TOUCH_EVERY = datetime.timedelta(minutes=1)
 WORKSPACES_MAX = 100
 EXPIRY_DAYS_MAX = 3650
+_SEEN_MAX = 10_000
+_ROUND_MAX = 200
+_WAITING_MAX = 5000
 
 
 @dataclass(frozen=True)
@@ -55,24 +60,63 @@ class TokenBounds:
 
 UNBOUNDED = TokenBounds()
 
+_SELECT_LIVE = (
+    select(
+        TokenRow.token_hash,
+        TokenRow.id,
+        TokenRow.expires_at,
+        TokenRow.last_used_at,
+        TokenRow.scopes,
+        TokenRow.workspace_ids,
+        UserRow.id,
+        UserRow.email,
+        UserRow.is_admin,
+    )
+    .join(UserRow, UserRow.id == TokenRow.user_id)
+    .where(
+        TokenRow.token_hash.in_(bindparam("hashes", expanding=True)),
+        TokenRow.revoked_at.is_(None),
+        or_(TokenRow.expires_at.is_(None), TokenRow.expires_at > bindparam("now", type_=UtcTime())),
+        UserRow.disabled_at.is_(None),
+    )
+)
+
+
+@dataclass(frozen=True)
+class _LiveToken:
+    """A token that is valid, with its user."""
+
+    token_hash: str
+    token_id: int
+    expires_at: datetime.datetime | None
+    last_used_at: datetime.datetime | None
+    scopes: frozenset[str]
+    workspace_ids: frozenset[int] | None
+    user_id: int
+    email: str
+    is_admin: bool
+
 
 class Tokens:
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, *, fresh_for: datetime.timedelta | None = None) -> None:
+        """`fresh_for`: how old a sign-in may be from which a person makes tokens; None: as old as it lasts."""
         self._store = store
         self._clock = clock
+        self._fresh_for = fresh_for
         self._touches: dict[int, asyncio.Task[None]] = {}
+        self._seen: dict[str, tuple[Caller, datetime.datetime]] = {}
+        self._live: Gathering[str, _LiveToken | None] = Gathering(
+            self._find_live, round_max=_ROUND_MAX, waiting_max=_WAITING_MAX
+        )
 
-    async def create_token(
-        self, email: str, name: str, *, bounds: TokenBounds = UNBOUNDED, caller: Caller | None = None
-    ) -> NewToken:
-        """A new token for a user. Its plain text is in the answer, and never again anywhere."""
+    async def create_token(self, email: str, name: str, *, bounds: TokenBounds = UNBOUNDED) -> NewToken:
+        """The operator's, for any user. Its plain text is in the answer, and never again anywhere."""
         name = inputs.parse_label(name, what="token name")
-        origin = ORIGIN_OPERATOR if caller is None else ORIGIN_CONSOLE
         async with self._store.write() as session:
             user = await load_user(session, email)
             if user.disabled_at is not None:
                 raise RunCodeError("bad_request", f"{user.email} is disabled", resolution="enable the user first")
-            return await self.insert_token(session, user, name, bounds, origin=origin, caller=caller)
+            return await self.insert_token(session, user, name, bounds, origin=ORIGIN_OPERATOR)
 
     async def insert_token(
         self,
@@ -129,6 +173,7 @@ class Tokens:
         require_browser(caller)
         name = inputs.parse_label(name, what="token name")
         async with self._store.write() as session:
+            await self._require_fresh(session, caller)
             user = await session.get_one(UserRow, caller.user_id)
             await require_usable(session, caller, bounds)
             return await self.insert_token(session, user, name, bounds, origin=ORIGIN_CONSOLE, caller=caller)
@@ -184,55 +229,72 @@ class Tokens:
 
     async def authenticate(self, raw_token: str | None, *, source: str = "") -> Caller:
         """Who holds this token; `unauthorized` without a word on why not. `source` is the peer's address."""
-        row = await self._find_live(raw_token) if raw_token is not None else None
-        if row is None:
+        found = None
+        if raw_token is not None and _TOKEN.fullmatch(raw_token) is not None:
+            found = await self._live.ask(hash_token(raw_token))
+        if found is None:
             raise RunCodeError("unauthorized", "the API token is missing, unknown, expired or revoked")
-        token, user = row
-        self._note_use(token)
-        return Caller(
-            user_id=user.id,
-            email=user.email,
-            is_admin=user.is_admin,
-            token_id=token.id,
-            token_expires_at=token.expires_at,
-            scopes=frozenset(token.scopes),
-            workspace_ids=None if token.workspace_ids is None else frozenset(token.workspace_ids),
+        self._note_use(found.token_id, found.last_used_at)
+        caller = Caller(
+            user_id=found.user_id,
+            email=found.email,
+            is_admin=found.is_admin,
+            token_id=found.token_id,
+            token_expires_at=found.expires_at,
+            scopes=found.scopes,
+            workspace_ids=found.workspace_ids,
             source=source,
         )
+        if len(self._seen) >= _SEEN_MAX:
+            self._seen.clear()
+        self._seen[found.token_hash] = (caller, self._clock.now())
+        return caller
+
+    def recall(self, raw_token: str, *, source: str = "") -> Caller | None:
+        """Whose token this was when it was looked at, less than a minute ago; None: look, by `authenticate`.
+
+        It may have been revoked since. Only for those who ask the database in the transaction that acts, as minting
+        does; that a token is its person's for ever, and its number never another's, is all that is relied on here.
+        """
+        caller, at = self._seen.get(hash_token(raw_token), (None, None))
+        if caller is None or at is None or abs(self._clock.now() - at) >= _TOUCH_EVERY:
+            return None
+        return caller if caller.source == source else replace(caller, source=source)
 
     async def close(self) -> None:
-        """Wait for the last notes of use."""
+        """Answer whoever asks, and wait for the last notes of use."""
+        await self._live.finish()
         await asyncio.gather(*self._touches.values(), return_exceptions=True)
 
-    async def _find_live(self, raw_token: str) -> tuple[TokenRow, UserRow] | None:
-        if _TOKEN.fullmatch(raw_token) is None:
-            return None
-        now = self._clock.now()
-        async with self._store.read() as session:
-            row = (
-                await session.execute(
-                    select(TokenRow, UserRow)
-                    .join(UserRow, UserRow.id == TokenRow.user_id)
-                    .where(
-                        TokenRow.token_hash == hash_token(raw_token),
-                        TokenRow.revoked_at.is_(None),
-                        or_(TokenRow.expires_at.is_(None), TokenRow.expires_at > now),
-                        UserRow.disabled_at.is_(None),
-                    )
-                )
-            ).first()
-        return None if row is None else (row[0], row[1])
+    async def _require_fresh(self, session: AsyncSession, caller: Caller) -> None:
+        """On plain http whatever listens on another port may have the cookie: it must not become a token later."""
+        if self._fresh_for is None:
+            return
+        row = await session.get(WebSessionRow, caller.web_session_id)
+        if row is None or self._clock.now() - row.created_at >= self._fresh_for:
+            raise RunCodeError(
+                "forbidden",
+                "you signed in too long ago to make a token",
+                resolution="sign out and in again, then make it within ten minutes",
+            )
 
-    def _note_use(self, token: TokenRow) -> None:
+    async def _find_live(self, hashes: Sequence[str]) -> list[_LiveToken | None]:
+        """One look for all who ask meanwhile. Each look begins after its askers did: no revocation is overlooked."""
+        asked = {"hashes": list(set(hashes)), "now": self._clock.now()}
+        async with self._store.read() as session:
+            live = {row[0]: _as_live(*row) for row in (await session.execute(_SELECT_LIVE, asked)).all()}
+        return [live.get(each) for each in hashes]
+
+    def _note_use(self, token_id: int, last_used_at: datetime.datetime | None) -> None:
         """At most once a minute, and beside the call: a read must not wait for a writer."""
         now = self._clock.now()
         # A use noted "in the future" is of before the clock went back.
-        fresh = token.last_used_at is not None and abs(now - token.last_used_at) < _TOUCH_EVERY
-        if fresh or token.id in self._touches:
+        fresh = last_used_at is not None and abs(now - last_used_at) < _TOUCH_EVERY
+        if fresh or token_id in self._touches:
             return
-        task = asyncio.get_running_loop().create_task(self._touch(token.id, now))
-        self._touches[token.id] = task
-        task.add_done_callback(lambda _task: self._touches.pop(token.id, None))
+        task = asyncio.get_running_loop().create_task(self._touch(token_id, now))
+        self._touches[token_id] = task
+        task.add_done_callback(lambda _task: self._touches.pop(token_id, None))
 
     async def _touch(self, token_id: int, now: datetime.datetime) -> None:
         try:
@@ -287,6 +349,19 @@ def _may_revoke(row: TokenRow, caller: Caller | None) -> bool:
 
 def hash_token(plaintext: str) -> str:
     return hashlib.sha256(plaintext.encode()).hexdigest()
+
+
+def _as_live(
+    token_hash: str,
+    token_id: int,
+    expires_at: datetime.datetime | None,
+    last_used_at: datetime.datetime | None,
+    scopes: list[str],
+    workspace_ids: list[int] | None,
+    *user: Any,
+) -> _LiveToken:
+    within = None if workspace_ids is None else frozenset(workspace_ids)
+    return _LiveToken(token_hash, token_id, expires_at, last_used_at, frozenset(scopes), within, *user)
 
 
 def _as_record(row: TokenRow, user_email: str) -> TokenRecord:
