@@ -92,6 +92,10 @@ release-pins: setup ## Write the digests of the archives in dist/ into the plugi
 chaos: setup ## Kill -9 everything in turn, under load, 100 seeded rounds (CHAOS_ARGS="--seed 7 --only 42")
 	@$(PY) scripts/chaos.py $(CHAOS_ARGS)
 
+.PHONY: store-chaos
+store-chaos: setup ## Kill -9 control planes and their database, SQLite and Postgres, 50 seeded rounds each (STORE_CHAOS_ARGS)
+	@$(PY) scripts/store_chaos.py $(STORE_CHAOS_ARGS)
+
 .PHONY: soak
 soak: setup ## Mixed load for SOAK_MINUTES (30), and whether anything grows
 	@$(PY) scripts/soak.py

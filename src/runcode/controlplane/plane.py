@@ -29,6 +29,7 @@ from runcode.controlplane.services.device_logins import DeviceLogins
 from runcode.controlplane.services.events import Events
 from runcode.controlplane.services.identities import Identities
 from runcode.controlplane.services.idle import IdleStops
+from runcode.controlplane.services.installation import Installation
 from runcode.controlplane.services.live_sessions import LiveSessions
 from runcode.controlplane.services.offers import RuntimeOffers
 from runcode.controlplane.services.oidc import OidcSignIns
@@ -47,6 +48,7 @@ from runcode.controlplane.services.users import Users
 from runcode.controlplane.services.web_sessions import PLAIN_HTTP, WebSessionPolicy, WebSessions
 from runcode.controlplane.services.workspaces import WorkspacePolicy, Workspaces
 from runcode.controlplane.store.engine import Store
+from runcode.controlplane.store.location import Location
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class ControlPlaneSettings:
     `masking`: the operator's own patterns of secrets in commands.
     """
 
-    database: Path
+    database: Location
     keys_folder: Path
     public_url: str | None = None
     sessions: SessionPolicy = field(default_factory=SessionPolicy)
@@ -118,6 +120,9 @@ class ControlPlane:
         self.timeline = Timeline(store)
         self.idle_stops = IdleStops(store, clock, default_s=settings.workspaces.idle_stop_after_s)
         self.certificates = Certificates(self.admission, clock, client_ca=client_ca, workspace_ca=workspace_ca)
+        self.installation = Installation(
+            store, clock, client_ca=client_ca.public_line, workspace_ca=workspace_ca.public_line
+        )
         self.changes = ChangeFeed(store)
         signer = load_or_make_signer(settings.audit_key)
         # Started by the server only: a verb of the operator's prunes nothing, and signs nothing.
