@@ -11,25 +11,17 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, MetaData, select, text
 
-<<<<<<< HEAD
 from runcode.controlplane.services.audit_statements import load_or_make_signer
 from runcode.controlplane.services.audit_verification import verify
-from runcode.controlplane.store import migrate, sqlite_file
-=======
 from runcode.controlplane.store import migrate, portable, postgres_database, sqlite_database, sqlite_file
->>>>>>> main
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.location import Location
 from runcode.controlplane.store.models import Base, EventRow, HostKeyRow, WorkspaceRow
 from runcode.core.errors import RunCodeError
-<<<<<<< HEAD
-from support.controlplane_fakes import ManualClock, open_plane
-=======
 from runcode.runtimes.base import UnixEndpoint
 from support.controlplane_fakes import START, ManualClock, open_plane
 from support.frozen_schemas import lay_postgres, lay_sqlite, list_frozen
 from support.postgres import Cluster, database_name
->>>>>>> main
 
 # Frozen as the released versions left them: see `support.frozen_schemas`.
 OLDER = list_frozen()

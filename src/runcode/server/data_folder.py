@@ -293,11 +293,8 @@ class DataFolder:
         interrupted = any(name.startswith(_STAGING_PREFIX) for name in entries)
         ours = {name for name in entries if name.startswith(_STAGING_PREFIX)}
         if interrupted:
-<<<<<<< HEAD
-            ours |= entries & {"runcode.db", "runcode.db-wal", "runcode.db-shm", "keys", "runtimes", "audit"}
-=======
-            ours |= entries & {"runcode.db", "runcode.db-wal", "runcode.db-shm", "database.url", "keys", "runtimes"}
->>>>>>> main
+            ours |= entries & {"runcode.db", "runcode.db-wal", "runcode.db-shm", "database.url"}
+            ours |= entries & {"keys", "runtimes", "audit"}
         if "runcode.db" in entries - ours:
             raise RunCodeError(
                 "io_error",

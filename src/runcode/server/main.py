@@ -315,7 +315,6 @@ def make_parser() -> argparse.ArgumentParser:
     activity.add_argument("workspace", nargs="?", metavar="WS", help="one workspace's only: title or id")
     activity.add_argument("--limit", type=_positive, default=50, metavar="N", help="at most N lines (default: 50)")
 
-<<<<<<< HEAD
     audit = _add_noun(nouns, "audit", "the record of everything that was done, and whether it is whole")
     verify = _add_verb(
         audit, "verify", "verify_audit", "read all of it, and tell what was changed since it was written"
@@ -324,7 +323,7 @@ def make_parser() -> argparse.ArgumentParser:
     verify.add_argument("--public-key", metavar="FILE", help="the audit key's public half (DIR/keys/audit_ed25519.pub)")
     export = _add_verb(audit, "export", "export_audit", "all records as JSON lines, oldest first")
     export.add_argument("--after", type=_number, default=0, metavar="N", help="only those after record N (default: 0)")
-=======
+
     backup = _add_verb(nouns, "backup", "make_backup", "the database and the keys into one private file, at any time")
     backup.add_argument("file", metavar="FILE", help="a new file; nothing is overwritten")
     restore = _add_verb(nouns, "restore", "restore", "a new data folder and database from a backup")
@@ -340,7 +339,6 @@ def make_parser() -> argparse.ArgumentParser:
     _add_verb(database, "vacuum", "vacuum_database", "give freed space back; writers wait meanwhile (SQLite)")
 
     _add_verb(nouns, "leases", "list_leases", "what servers are working on right now")
->>>>>>> main
 
     workspace = _add_noun(nouns, "workspace", "the boxes")
     create = _add_verb(workspace, "create", "create_workspace", "make one (stopped)")
@@ -526,10 +524,10 @@ def _add_data_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", metavar="DIR", help=f"the server's data folder (or {_DATA_DIR_VARIABLE})")
 
 
-<<<<<<< HEAD
 def _number(text: str) -> int:
     return 0 if text == "0" else _positive(text)
-=======
+
+
 def _add_database(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--database", metavar="URL", help="a Postgres server's, without a password; the data folder remembers it"
@@ -537,7 +535,6 @@ def _add_database(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--database-file", metavar="FILE", help="a file with that URL, password and all (or RUNCODE_DATABASE_URL)"
     )
->>>>>>> main
 
 
 def _seconds(text: str) -> float:

@@ -154,12 +154,9 @@ async def _run(
     stack.push_async_callback(reconciler.close if options.keep_workspaces else reconciler.stop_all)
 
     plane.retention.start()
-<<<<<<< HEAD
     plane.checkpoints.start()
-=======
     # What this gateway left open is told from what another server's has open now.
     gateway_name = f"{EMBEDDED}-{folder.load_place()}" if plane.store.shared else EMBEDDED
->>>>>>> main
     facts: dict[str, object] = {"ssh_host": None, "ssh_port": None}
     gateway: GatewayServer | None = None
     if ssh is None:
@@ -263,9 +260,7 @@ def _settings(folder: DataFolder, options: UpOptions) -> ControlPlaneSettings:
         retention = replace(retention, events_max=options.keep_events)
     if options.keep_ended_sessions_s is not None:
         retention = replace(retention, ended_sessions_for=datetime.timedelta(seconds=options.keep_ended_sessions_s))
-<<<<<<< HEAD
     checkpoints = CheckpointPolicy(options.audit_checkpoints or folder.checkpoints, to_log=options.audit_log)
-=======
     remembered = folder.load_location()
     if options.database is not None and not isinstance(remembered, PostgresUrl):
         raise RunCodeError(
@@ -273,7 +268,6 @@ def _settings(folder: DataFolder, options: UpOptions) -> ControlPlaneSettings:
             f"this data folder's database is {remembered}",
             resolution="to move it: `runcode-server backup`, then `runcode-server restore` into a new data folder",
         )
->>>>>>> main
     return ControlPlaneSettings(
         database=options.database or remembered,
         keys_folder=folder.keys,

@@ -1,13 +1,8 @@
 """The operator's verbs beside `up`: workspaces, on the same database while the server runs.
 
-<<<<<<< HEAD
-Those for people and tokens are in `identity_verbs`, those for sessions and activity in `activity_verbs`,
-those for the audit in `audit_verbs`; `main` finds all of them here.
-=======
 Those for people and tokens are in `identity_verbs`, for sessions and activity in `activity_verbs`, for stuck
-workspaces in `repair_verbs`, for the database and its backup in `database_verbs` and `backup_verbs`; `main` finds
-all of them here.
->>>>>>> main
+workspaces in `repair_verbs`, for the audit in `audit_verbs`, for the database and its backup in
+`database_verbs` and `backup_verbs`; `main` finds all of them here.
 
 Owns: what each verb does and what it answers. Every answer is a JSON-able value
 and a text for people; `main` prints one of them. The rules are the control
@@ -29,11 +24,8 @@ from runcode.controlplane.states import DELETED, RUNNING
 from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import Endpoint, TcpEndpoint, UnixEndpoint
 from runcode.server.activity_verbs import list_activity, list_sessions, revoke_sessions
-<<<<<<< HEAD
 from runcode.server.audit_verbs import export_audit, verify_audit
-=======
 from runcode.server.backup_verbs import make_backup
->>>>>>> main
 from runcode.server.data_folder import DataFolder
 from runcode.server.database_verbs import check as check_database
 from runcode.server.database_verbs import show_status as show_database
@@ -106,11 +98,8 @@ __all__ = [
     "show_workspace",
     "sign_user_out",
     "unlink_identities",
-<<<<<<< HEAD
-    "verify_audit",
-=======
     "vacuum_database",
->>>>>>> main
+    "verify_audit",
 ]
 
 Verb = Callable[[ControlPlane, DataFolder, Namespace], Awaitable[Answer]]
