@@ -72,6 +72,10 @@ mutate-guards: setup ## Take each named guard out of a copy of the code, and see
 docs: setup ## Write the reference pages that follow from the code
 	@$(PY) scripts/make_docs.py
 
+.PHONY: fuzz
+fuzz: setup ## Make up calls from /api/openapi.json and judge each answer, FUZZ_EXAMPLES (500) for each operation
+	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-500} $(PY) -m pytest -n 0 tests/contract/test_openapi_fuzz.py $(PYTEST_ARGS)
+
 .PHONY: release
 release: setup ## Wheel, sdist, .pyz and this system's archive into dist/ (RELEASE_ARGS="--without-python", …)
 	@$(PY) scripts/make_release.py $(RELEASE_ARGS)
@@ -83,6 +87,10 @@ release-pins: setup ## Write the digests of the archives in dist/ into the plugi
 .PHONY: chaos
 chaos: setup ## Kill -9 everything in turn, under load, 100 seeded rounds (CHAOS_ARGS="--seed 7 --only 42")
 	@$(PY) scripts/chaos.py $(CHAOS_ARGS)
+
+.PHONY: store-chaos
+store-chaos: setup ## Kill -9 control planes and their database, SQLite and Postgres, 50 seeded rounds each (STORE_CHAOS_ARGS)
+	@$(PY) scripts/store_chaos.py $(STORE_CHAOS_ARGS)
 
 .PHONY: soak
 soak: setup ## Mixed load for SOAK_MINUTES (30), and whether anything grows

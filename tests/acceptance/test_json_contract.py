@@ -377,6 +377,12 @@ def test_every_verb_of_the_operator_is_the_table(tmp_path: Path) -> None:
         assert "password" in ask("user", "user", "password", mira)
         ask("user", "user", "disable", mira)
         ask("user", "user", "enable", mira)
+        ask("user sign-in-link", "user", "sign-in-link", mira)
+        ask("user sign-out", "user", "sign-out", mira)
+        provider = ("--issuer", "https://login.example.net")
+        ask("user", "user", "invite", mira, *provider)
+        ask("user", "user", "link", mira, *provider, "--subject", "0001")
+        ask("user", "user", "unlink", mira)
         assert len(ask("user", "user", "list")) == 2
         spare = ask("token", "token", "create", "spare", "--expires-days", "2")
         ask("token", "token", "revoke", str(spare["id"]))

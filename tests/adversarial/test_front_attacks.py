@@ -19,6 +19,7 @@ from runcode.controlplane.hosts import make_host_policy
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.proxies import TrustedProxies
 from runcode.controlplane.rate_limits import LimitPolicy, Rate, RateLimits
+from runcode.core.errors import RunCodeError
 from runcode.server import logs
 from runcode.server.web import ConnectionLimits
 from support.controlplane_fakes import make_client_key, mark_running, open_plane, set_endpoint, until
@@ -165,6 +166,22 @@ async def test_each_token_has_a_rate_of_its_own(plane: ControlPlane) -> None:
         assert (await door.get("/api/rc/me", f"Authorization: Token {calm}")).status == 200
         assert (await door.get("/api/rc/me", f"Authorization: Token {busy}", source=THERE)).status == 429
     assert b'runcode_refusals_total{code="rate_limited"} 3.0' in await plane.metrics.render()
+
+
+async def test_ways_in_are_counted_by_their_outcome(plane: ControlPlane) -> None:
+    with plane.metrics.sign_in("password"):
+        pass
+    for code in ("unauthorized", "rate_limited", "busy"):
+        with pytest.raises(RunCodeError), plane.metrics.sign_in("password"):
+            raise RunCodeError(code, "no")
+    # A code that nobody was given.
+    async with open_door(plane) as door:
+        exchange = b"POST /api/rc/auth/cli-token HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\n\r\n{}"
+        assert (await door.say(exchange)).status == 400
+    told = (await plane.metrics.render()).decode()
+    for outcome in ("ok", "refused", "rate_limited", "error"):
+        assert f'runcode_sign_ins_total{{method="password",outcome="{outcome}"}} 1.0' in told
+    assert 'runcode_sign_ins_total{method="code",outcome="refused"} 1.0' in told
 
 
 # ---------------------------------------------------------------- slow and endless requests

@@ -466,6 +466,21 @@ async def test_a_token_manages_no_token(plane: ControlPlane) -> None:
     await refused("unauthorized", plane.tokens.authenticate(made.plaintext))
 
 
+async def test_on_plain_http_an_old_sign_in_makes_no_token(
+    plane: ControlPlane, clock: ManualClock, tmp_path: Path
+) -> None:
+    caller = await caller_of(plane)
+    clock.advance(minutes=9)
+    await plane.tokens.create_own(caller, "in time")
+    clock.advance(minutes=2)
+    await refused("forbidden", plane.tokens.create_own(caller, "late"))
+    async with open_plane(tmp_path / "tls", clock, public_url=ORIGIN) as behind_tls:
+        await behind_tls.users.create_user(ANN, PASSWORD)
+        caller = await caller_of(behind_tls)
+        clock.advance(hours=3)
+        await behind_tls.tokens.create_own(caller, "late")
+
+
 async def test_a_person_manages_their_own_and_an_admin_ends_anybodys(plane: ControlPlane) -> None:
     ann, eve = await caller_of(plane), await caller_of(plane, EVE)
     anns = await plane.tokens.create_own(ann, "ci", TokenBounds(scopes=("read",)))

@@ -13,6 +13,7 @@ the caller sees it and may not; 401 for whoever proves nothing.
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from runcode.controlplane.app import make_app
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.services.tokens import TokenBounds
 from runcode.controlplane.states import SCOPE_CONNECT, SCOPE_READ
+from support.browser_login import Browser, Page
 from support.controlplane_fakes import (
     Answer,
     FakeRuntime,
@@ -88,18 +90,82 @@ POST   /api/rc/workspace/start              200 200 200 200 200 404 404 403 200 
 GET    /api/rc/workspace/stop               200 200 200! 200! 200 404 404 403 403 404 401 401 401 401
 POST   /api/rc/workspace/stop               200 200 200! 200! 200 404 404 403 403 404 401 401 401 401
 DELETE /api/rc/workspace/{raw_id}           400 403 403 403 403 404 404 403 403 404 401 401 401 401
+GET    /api/rc/activity                     200 200 200 200 200 200 200 200 403 200 401 401 401 401
+GET    /api/rc/workspace/{raw_id}/activity  200 200 200 200 200 200 404 200 403 404 401 401 401 401
 POST   /api/rc/auth/revoke                  200 200 200 200 200 200 200 200 200 200 401 401 401 401
 
        what needs no account, and looks at no token
 GET    /                                    200 200 200 200 200 200 200 200 200 200 200 200 200 200
-GET    /assets/page.css                     200 200 200 200 200 200 200 200 200 200 200 200 200 200
 GET    /healthz                             200 200 200 200 200 200 200 200 200 200 200 200 200 200
+GET    /readyz                              200 200 200 200 200 200 200 200 200 200 200 200 200 200
+GET    /assets/{digest}/{name}              404 404 404 404 404 404 404 404 404 404 404 404 404 404
+POST   /api/rc/auth/device                  400 400 400 400 400 400 400 400 400 400 400 400 400 400
+POST   /api/rc/auth/device-token            400 400 400 400 400 400 400 400 400 400 400 400 400 400
 GET    /api/docs                            200 200 200 200 200 200 200 200 200 200 200 200 200 200
 GET    /api/openapi.json                    200 200 200 200 200 200 200 200 200 200 200 200 200 200
-GET    /auth/cli-login/                     400 400 400 400 400 400 400 400 400 400 400 400 400 400
-POST   /auth/cli-login/sign-in              400 400 400 400 400 400 400 400 400 400 400 400 400 400
-POST   /auth/cli-login/answer               400 400 400 400 400 400 400 400 400 400 400 400 400 400
 POST   /api/rc/auth/cli-token               400 400 400 400 400 400 400 400 400 400 400 400 400 400
+"""
+
+# The pages, for browsers in which somebody has signed in. A token's holder without a cookie is nobody here.
+BROWSERS = (
+    "owner",
+    "manages",
+    "uses",
+    "team-uses",
+    "team-manages",
+    "admin",
+    "stranger",
+    "forged",  # the owner's browser, with a form that lacks the page's proof
+    "nobody",  # no cookie; a token header opens no page
+)
+
+# `in` is a redirect to the sign-in page, other statuses are the page's own; 303 is done.
+PAGES = """
+                                            ow  ma  us  tu  tm  ad  st  fo  no
+GET    /workspaces                          200 200 200 200 200 200 200 200 in
+POST   /workspaces                          303 303 303 303 303 303 303 403 in
+GET    /workspaces/{raw_id}                 200 200 200 200 200 404 404 200 in
+POST   /workspaces/{raw_id}/settings        303 403 403 403 403 404 404 403 in
+POST   /workspaces/{raw_id}/share           303 403 403 403 403 404 404 403 in
+POST   /workspaces/{raw_id}/unshare         303 403 403 403 403 404 404 403 in
+POST   /workspaces/{raw_id}/sessions/{raw_session}/revoke 303 404 404 404 404 303 404 403 in
+POST   /workspaces/{raw_id}/start           303 303 303 303 303 404 404 403 in
+POST   /workspaces/{raw_id}/stop            303 303 409 409 303 404 404 403 in
+POST   /workspaces/{raw_id}/delete          400 403 403 403 403 404 404 403 in
+GET    /teams                               200 200 200 200 200 200 200 200 in
+POST   /teams                               303 303 303 303 303 303 303 403 in
+GET    /teams/{raw_id}                      200 404 404 200 404 404 404 200 in
+POST   /teams/{raw_id}/members              303 404 404 403 404 404 404 403 in
+POST   /teams/{raw_id}/remove               303 404 404 403 404 404 404 403 in
+POST   /teams/{raw_id}/rename               303 404 404 403 404 404 404 403 in
+POST   /teams/{raw_id}/delete               400 404 404 403 404 404 404 403 in
+GET    /auth/cli-tokens                     200 200 200 200 200 200 200 200 in
+POST   /auth/cli-tokens                     200 200 200 200 200 200 200 403 in
+POST   /auth/cli-tokens/{raw_id}/revoke     303 404 404 404 404 303 404 403 in
+GET    /account                             200 200 200 200 200 200 200 200 in
+POST   /account/password                    400 400 400 400 400 400 400 403 in
+POST   /account/sessions/end                400 400 400 400 400 400 400 403 in
+GET    /admin                               404 404 404 404 404 200 404 404 in
+GET    /admin/health                        404 404 404 404 404 200 404 404 in
+GET    /admin/sessions                      404 404 404 404 404 200 404 404 in
+GET    /admin/workspaces                    404 404 404 404 404 200 404 404 in
+POST   /admin/people                        404 404 404 404 404 200 404 404 in
+POST   /admin/people/{raw_id}/limits        404 404 404 404 404 303 404 404 in
+POST   /admin/people/{raw_id}/disable       404 404 404 404 404 303 404 404 in
+POST   /admin/people/{raw_id}/enable        404 404 404 404 404 303 404 404 in
+POST   /admin/sessions/{raw_session}/revoke 404 404 404 404 404 303 404 404 in
+GET    /auth/device                         200 200 200 200 200 200 200 200 200
+POST   /auth/device                         404 404 404 404 404 404 404 403 403
+POST   /auth/device/answer                  403 403 403 403 403 403 403 403 403
+GET    /auth/cli-login/                     400 400 400 400 400 400 400 400 400
+POST   /auth/cli-login/answer               400 400 400 400 400 400 400 400 400
+GET    /sign-in                             303 303 303 303 303 303 303 303 200
+POST   /sign-in                             403 403 403 403 403 403 403 403 403
+GET    /sign-in/link                        403 403 403 403 403 403 403 403 403
+POST   /sign-in/link                        403 403 403 403 403 403 403 403 403
+GET    /sign-in/oidc                        404 404 404 404 404 404 404 404 404
+GET    /sign-in/oidc/callback               404 404 404 404 404 404 404 404 404
+POST   /sign-out                            in  in  in  in  in  in  in  403 in
 """
 
 
@@ -114,10 +180,12 @@ class Scene:
     team: int
     guest: int
     session: int = 0
+    owners_token: int = 0
     numbers: dict[str, int] = field(default_factory=dict)
+    tokens: dict[str, str | None] = field(default_factory=dict)
 
     async def token_of(self, actor: str) -> str | None:
-        """A fresh one, since some calls end the token that carries them."""
+        """A fresh one, for calls that may end the token that carries them."""
         owner = "owner@example.org"
         bounds = {
             "reads": TokenBounds(scopes=(SCOPE_READ,)),
@@ -167,25 +235,38 @@ def call_of(scene: Scene, route: str) -> tuple[str, Any]:
 
 
 def place_of(scene: Scene, path: str) -> str:
-    numbers = {"workspace": scene.workspace, "team": scene.team, "session": scene.session, "user": scene.guest}
+    numbers = {
+        "workspace": scene.workspace,
+        "team": scene.team,
+        "session": scene.session,
+        "user": scene.guest,
+        "people": scene.guest,
+        "cli-token": scene.owners_token,
+    }
     parts = path.split("/")
-    return "/".join(str(numbers[parts[i - 1]]) if part == "{raw_id}" else part for i, part in enumerate(parts))
+    for i, part in enumerate(parts):
+        if part in ("{raw_id}", "{raw_session}"):
+            room = parts[i - 1]
+            parts[i] = str(numbers[room] if room in numbers else numbers[room.removesuffix("s")])
+    return "/".join(parts)
 
 
-def parse_table(table: str) -> dict[str, dict[str, str]]:
+def parse_table(table: str, actors: tuple[str, ...] = ACTORS) -> dict[str, dict[str, str]]:
     rows: dict[str, dict[str, str]] = {}
     for line in table.splitlines():
         words = line.split()
         if len(words) < 2 or not words[1].startswith("/"):
             continue
-        assert len(words) == 2 + len(ACTORS), line
+        assert len(words) == 2 + len(actors), line
         route = f"{words[0]} {words[1]}"
         assert route not in rows, line
-        rows[route] = dict(zip(ACTORS, words[2:], strict=True))
+        rows[route] = dict(zip(actors, words[2:], strict=True))
     return rows
 
 
 ROWS = parse_table(TABLE)
+PAGE_ROWS = parse_table(PAGES, BROWSERS)
+PASSWORD = "correct horse battery"  # of everybody here
 
 
 @pytest.fixture
@@ -193,8 +274,8 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
     clock = ManualClock()
     async with open_plane(tmp_path, clock) as plane:
         for actor in ("owner", "manages", "uses", "team-uses", "team-manages", "stranger", "disabled", "guest"):
-            await plane.users.create_user(f"{actor}@example.org")
-        await plane.users.create_user("admin@example.org", admin=True)
+            await plane.users.create_user(f"{actor}@example.org", PASSWORD)
+        await plane.users.create_user("admin@example.org", PASSWORD, admin=True)
         box = await plane.workspaces.create_workspace("royal-tree", "owner@example.org", runtime="fake")
         other = await plane.workspaces.create_workspace("other-tree", "owner@example.org", runtime="fake")
         await plane.workspaces.share("royal-tree", "manages@example.org", "manage")
@@ -219,6 +300,7 @@ async def scene(tmp_path: Path) -> AsyncIterator[Scene]:
         owner = await plane.tokens.authenticate(await made.token_of("owner"))
         grant = await plane.sessions.register_session(owner, box.id, raw_public_key=make_client_key())
         made.session = grant.session.id
+        made.owners_token = (await plane.tokens.create_token("owner@example.org", "old laptop")).record.id
         yield made
         await reconciler.close()
 
@@ -228,8 +310,9 @@ async def test_every_route_has_a_row_and_every_row_a_route(scene: Scene) -> None
     for found in iter_route_contexts(make_app(scene.plane).routes):
         assert isinstance(found.original_route, APIRoute), f"a route of a kind that this table cannot see: {found.path}"
         served |= {f"{method} {found.path}" for method in found.original_route.methods}
-    assert served - set(ROWS) == set(), "add rows: who may call them?"
-    assert set(ROWS) - served == set(), "rows of routes that are no more"
+    rows = set(ROWS) | set(PAGE_ROWS)
+    assert served - rows == set(), "add rows: who may call them?"
+    assert rows - served == set(), "rows of routes that are no more"
 
 
 async def test_everybody_gets_what_the_table_says(scene: Scene) -> None:
@@ -248,13 +331,77 @@ async def test_everybody_gets_what_the_table_says(scene: Scene) -> None:
 async def ask(server: HttpServer, scene: Scene, route: str, actor: str) -> Answer:
     method, _, path = route.partition(" ")
     query, body = call_of(scene, route)
-    token = await scene.token_of(actor)
+    if route == "POST /api/rc/auth/revoke" or actor not in scene.tokens:
+        scene.tokens[actor] = await scene.token_of(actor)
+    token = scene.tokens[actor]
     return await server.call(method, place_of(scene, path) + query, token=token, body=body)
 
 
 def answer_word(answer: Answer) -> str:
     refused = answer.status == 200 and answer.raw.startswith(b"{") and answer.json.get("error") is True
     return f"{answer.status}!" if refused else str(answer.status)
+
+
+def fields_of(scene: Scene, route: str) -> dict[str, str]:
+    """What each form sends, beside the page's proof."""
+    forms = {
+        "POST /workspaces/{raw_id}/settings": {"custom_title": "Billing", "size": "standard", "idle": ""},
+        "POST /workspaces/{raw_id}/share": {"email": "nobody-yet@example.org", "role": "use"},
+        "POST /workspaces/{raw_id}/unshare": {"email": "nobody-yet@example.org"},
+        "POST /workspaces/{raw_id}/delete": {"confirm": "another-title"},
+        "POST /teams": {"name": f"Page team {scene.next('team')}"},
+        "POST /teams/{raw_id}/members": {"email": "nobody-yet@example.org", "role": "member"},
+        "POST /teams/{raw_id}/remove": {"email": "nobody-yet@example.org"},
+        "POST /teams/{raw_id}/rename": {"name": "Users"},
+        "POST /teams/{raw_id}/delete": {"confirm": "another-name"},
+        "POST /auth/cli-tokens": {"name": "laptop", "scope": "read"},
+        "POST /account/password": {"current": "wrong", "password": "x"},
+        "POST /admin/people": {"email": f"page{scene.next('user')}@example.org"},
+        "POST /admin/people/{raw_id}/limits": {"workspaces_max": "3", "running_max": ""},
+        "POST /auth/device": {"user_code": "no such code"},
+    }
+    return forms.get(route, {})
+
+
+async def sign_in(port: int, actor: str) -> tuple[Browser, str]:
+    """A browser with the person's session, and the proof that its pages' forms carry."""
+    browser = Browser(port)
+    if actor == "nobody":
+        return browser, ""
+    email = f"{'owner' if actor == 'forged' else actor}@example.org"
+    asked = await asyncio.to_thread(browser.get, "/sign-in")
+    done = await asyncio.to_thread(lambda: browser.submit(asked, email=email, password=PASSWORD))
+    assert done.status == 303, done.text
+    page = await asyncio.to_thread(browser.get, "/teams")
+    return browser, "forged" if actor == "forged" else page.form.fields["proof"]
+
+
+def page_word(page: Page, asked: str) -> str:
+    return (
+        "in"
+        if page.status == 303 and page.location.startswith("/sign-in") and asked != "/sign-in"
+        else str(page.status)
+    )
+
+
+async def test_every_page_shows_and_does_what_its_table_says(scene: Scene) -> None:
+    wrong: list[str] = []
+    async with serve(scene.plane) as server:
+        browsers = {actor: await sign_in(server.port, actor) for actor in BROWSERS}
+        token = await scene.token_of("owner")
+        for route, row in PAGE_ROWS.items():
+            method, _, path = route.partition(" ")
+            place = place_of(scene, path)
+            for actor, (browser, proof) in browsers.items():
+                headers = {"Authorization": f"Token {token}"} if actor == "nobody" else {}
+                if method == "GET":
+                    page = await asyncio.to_thread(browser.send, "GET", place, None, headers)
+                else:
+                    fields = {"proof": proof, **fields_of(scene, route)}
+                    page = await asyncio.to_thread(browser.post, place, fields, headers)
+                if (got := page_word(page, place)) != row[actor]:
+                    wrong.append(f"{route}: {actor} got {got} ({page.location}) instead of {row[actor]}")
+    assert not wrong, "\n" + "\n".join(wrong)
 
 
 @pytest.mark.parametrize("what", ["workspace/{}", "workspace/{}/shares", "workspace/{}/sessions", "team/{}"])

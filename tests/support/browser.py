@@ -58,8 +58,8 @@ class Window:
 
         def on_request(request: Any) -> None:
             parts = urlsplit(request.url)
-            # A client's one-shot listener is where an answered consent leads.
-            if parts.netloc != own and not (parts.path == "/callback" and request.is_navigation_request()):
+            # A client's one-shot listener is where an answered consent leads, by the page as a whole.
+            if parts.netloc != own and not (parts.path in ("/callback", "/done") and request.is_navigation_request()):
                 self.faults.append(f"request: {request.url}")
 
         page.on("console", on_console)

@@ -15,6 +15,7 @@ _FRAME = ("BEGIN", "COMMIT", "ROLLBACK", "PRAGMA")
 class Statements:
     def __init__(self) -> None:
         self.texts: list[str] = []
+        self.parameters: list[Any] = []
 
     @property
     def count(self) -> int:
@@ -26,9 +27,10 @@ def counted_statements() -> Iterator[Statements]:
     """All that any engine of this process executes in the meantime, but for the frames of transactions."""
     found = Statements()
 
-    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_rest: Any) -> None:
         if not statement.lstrip().upper().startswith(_FRAME):
             found.texts.append(statement)
+            found.parameters.append(parameters)
 
     event.listen(Engine, "before_cursor_execute", note)
     try:

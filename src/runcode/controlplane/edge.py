@@ -284,8 +284,8 @@ def install_error_answers(app: FastAPI, settings: EdgeSettings) -> None:
             except RateLimited as limited:
                 error = limited
         count(error)
-        if error.code == "busy":
-            # 409 would read as "not running" to a client.
+        if error.code in ("busy", "database_down"):
+            # 409 would read as "not running" to a client, and where our database is concerns nobody.
             return answer(request, _BUSY, 503, {"Retry-After": "1"})
         if error.kind.http_status >= 500 and error.code not in _SPOKEN:
             return answer(request, _hide(error, request.state.request_id), 500)

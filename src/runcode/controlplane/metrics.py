@@ -10,8 +10,9 @@ Who may read it is decided by `routes/metrics.py` and `--metrics`.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Final
 
 from prometheus_client import (
@@ -37,8 +38,14 @@ _REQUEST_BUCKETS_S: Final = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.
 _WRITE_BUCKETS_S: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
 _PASS_BUCKETS_S: Final = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0, 120.0)
 # How a sign-in was tried, and how it went. Anything else is counted as `other`.
-SIGN_IN_METHODS: Final = frozenset(("password", "oidc", "device", "code", "token", "api_token"))
+SIGN_IN_METHODS: Final = frozenset(("password", "link", "oidc", "device", "code"))
 SIGN_IN_OUTCOMES: Final = frozenset(("ok", "refused", "rate_limited", "error"))
+_OUTCOMES: Final = {
+    "unauthorized": "refused",
+    "forbidden": "refused",
+    "bad_request": "refused",
+    "rate_limited": "rate_limited",
+}
 
 # A series with each counter's birth, for every label: nobody asks for those.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -123,6 +130,22 @@ class Metrics:
         self._sign_ins.labels(
             method if method in SIGN_IN_METHODS else OTHER, outcome if outcome in SIGN_IN_OUTCOMES else OTHER
         ).inc()
+
+    @contextlib.contextmanager
+    def sign_in(self, method: str) -> Iterator[None]:
+        """Around an attempt: how it went is told from whether, and with which code, it raises."""
+        try:
+            yield
+        except RunCodeError as error:
+            refused = error.code in ("unauthorized", "forbidden", "bad_request")
+            self.count_sign_in(
+                method, "refused" if refused else error.code if error.code == "rate_limited" else "error"
+            )
+            raise
+        except Exception:
+            self.count_sign_in(method, "error")
+            raise
+        self.count_sign_in(method, "ok")
 
     def observe_pass(self, runtime: str, action: str, failed: bool, duration_s: float) -> None:
         """The reconciler did something to a workspace; `runtime` is one that this server has."""

@@ -27,6 +27,7 @@ from runcode.controlplane.services.device_logins import DeviceLogins
 from runcode.controlplane.services.events import Events
 from runcode.controlplane.services.identities import Identities
 from runcode.controlplane.services.idle import IdleStops
+from runcode.controlplane.services.installation import Installation
 from runcode.controlplane.services.live_sessions import LiveSessions
 from runcode.controlplane.services.offers import RuntimeOffers
 from runcode.controlplane.services.oidc import OidcSignIns
@@ -45,6 +46,7 @@ from runcode.controlplane.services.users import Users
 from runcode.controlplane.services.web_sessions import PLAIN_HTTP, WebSessionPolicy, WebSessions
 from runcode.controlplane.services.workspaces import WorkspacePolicy, Workspaces
 from runcode.controlplane.store.engine import Store
+from runcode.controlplane.store.location import Location
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class ControlPlaneSettings:
     `masking`: the operator's own patterns of secrets in commands.
     """
 
-    database: Path
+    database: Location
     keys_folder: Path
     public_url: str | None = None
     sessions: SessionPolicy = field(default_factory=SessionPolicy)
@@ -83,9 +85,10 @@ class ControlPlane:
         self.ssh_endpoint = SshEndpointHolder()
         self.proofs = Proofs(client_ca.derive_key("browser proofs"))
         self.users = Users(store, clock, hasher)
-        self.tokens = Tokens(store, clock)
         secure = (settings.public_url or "").startswith("https://")
-        self.web_sessions = WebSessions(store, clock, WebSessionPolicy() if secure else PLAIN_HTTP)
+        policy = WebSessionPolicy() if secure else PLAIN_HTTP
+        self.tokens = Tokens(store, clock, fresh_for=None if secure else policy.fresh)
+        self.web_sessions = WebSessions(store, clock, policy)
         self.sign_ins = SignIns(store, clock, self.users, self.web_sessions, self.proofs)
         self.sign_in_links = SignInLinks(store, clock, self.web_sessions)
         self.browser_logins = BrowserLogins(store, clock, self.tokens, self.proofs)
@@ -105,6 +108,9 @@ class ControlPlane:
         self.timeline = Timeline(store)
         self.idle_stops = IdleStops(store, clock, default_s=settings.workspaces.idle_stop_after_s)
         self.certificates = Certificates(self.admission, clock, client_ca=client_ca, workspace_ca=workspace_ca)
+        self.installation = Installation(
+            store, clock, client_ca=client_ca.public_line, workspace_ca=workspace_ca.public_line
+        )
         self.changes = ChangeFeed(store)
         # Started by the server only: a verb of the operator's prunes nothing.
         self.retention = Retention(store, clock, self.events, settings.retention)

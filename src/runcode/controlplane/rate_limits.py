@@ -29,7 +29,7 @@ from runcode.core.errors import RunCodeError
 _KEPT_MAX: Final = 20_000
 _RATE = re.compile(r"(\d{1,6}(?:\.\d{1,3})?):(\d{1,6})", re.ASCII)
 # What somebody without an account may call, and guess at.
-_SIGN_IN_PATHS: Final = ("/auth/", "/api/rc/auth/")
+_SIGN_IN_PATHS: Final = ("/sign-in", "/auth/", "/account/password", "/api/rc/auth/")
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ from runcode.controlplane.services.lifecycle import (
     LeaseLost,
     Lifecycle,
     Outcome,
+    Station,
     Work,
     explain_failure,
 )
@@ -81,8 +82,12 @@ class Reconciler:
         timing: Timing | None = None,
         on_pass: Callable[[str, str, bool, float], None] | None = None,
         sizes: Mapping[str, SizeLimits] = DEFAULT_SIZES,
+        place: str = "here",
     ) -> None:
-        """`on_pass` is told what was done: runtime, action, did it fail, seconds."""
+        """`on_pass` is told what was done: runtime, action, did it fail, seconds.
+
+        `place` names this server's machine and data folder; on a shared database it decides what is whose.
+        """
         self._store = store
         self._feed = feed
         self._runtimes = runtimes
@@ -92,22 +97,22 @@ class Reconciler:
         self._on_pass = on_pass
         self._surveyed_at = -math.inf
         self._sizes = sizes
-        self._lifecycle = Lifecycle(store, clock, lease=self._timing.lease)
-        self._owner = f"{os.getpid()}-{secrets.token_hex(8)}"
+        roaming = {name for name, runtime in runtimes.items() if not runtime.capabilities.bound_to_machine}
+        self._station = Station(place, frozenset(runtimes), frozenset(roaming), alone=not store.shared)
+        self._lifecycle = Lifecycle(store, clock, lease=self._timing.lease, station=self._station)
+        self._owner = f"{place}/{os.getpid()}-{secrets.token_hex(8)}"
         self._workers: dict[int, asyncio.Task[None]] = {}
         self._again: set[int] = set()
         self._loops: list[asyncio.Task[None]] = []
         self._closing = False
 
-    async def start(self, *, exclusive: bool = True) -> None:
+    async def start(self) -> None:
         """Ask every runtime for the truth, adopt what runs, then keep going in the background.
 
-        When it returns, the database says what is. `exclusive`: no other reconciler
-        can be alive on this database (the data folder's lock says so), so leases
-        that are left over are void.
+        When it returns, the database says what is. No other reconciler of this place
+        can be alive (the data folder's lock says so): leases that it left are void.
         """
-        if exclusive:
-            await self._lifecycle.release_all()
+        await self._lifecycle.release_all()
         turn = asyncio.Semaphore(self._timing.parallel_inspections)
         await asyncio.gather(*(self._adopt(work, turn) for work in await self._lifecycle.list_live()))
         loop = asyncio.get_running_loop()
@@ -125,9 +130,10 @@ class Reconciler:
             await self._lifecycle.release_all(self._owner)
 
     async def stop_all(self) -> None:
-        """End every box, for the end of the server. What is wanted stays, so that they come back with it."""
+        """End every box that lives here, with the server. What is wanted stays, so that they come back with it."""
         await self.close()
-        await asyncio.gather(*(self._stop_for_exit(work) for work in await self._lifecycle.list_active()))
+        held = [work for work in await self._lifecycle.list_active() if self._station.holds(work)]
+        await asyncio.gather(*(self._stop_for_exit(work) for work in held))
 
     @property
     def alive(self) -> bool:
@@ -158,11 +164,16 @@ class Reconciler:
                 await asyncio.sleep(self._timing.survey_s)
 
     async def _survey_regularly(self) -> None:
+        trouble: str | None = None
         while True:
             try:
                 await self._survey()
+                trouble = None
             except RunCodeError as error:
-                _log.warning("the survey of workspaces failed: %s", error.message)
+                # Once, not every second of an outage.
+                if error.message != trouble:
+                    trouble = error.message
+                    _log.warning("the survey of workspaces failed: %s", trouble)
             except Exception:
                 _log.exception("the survey of workspaces failed")
             self._surveyed_at = time.monotonic()
@@ -210,12 +221,14 @@ class Reconciler:
         if action is Action.NOTHING:
             return
         doing = {Action.START: STARTING, Action.STOP: STOPPING, Action.DESTROY: DELETING}.get(action)
-        claim = await self._lifecycle.claim(workspace_id, self._owner, doing)
+        here = action is Action.START or observation.state is not ObservedState.ABSENT
+        claim = await self._lifecycle.claim(workspace_id, self._owner, doing, settle=here)
         if claim is None:
             return
-        if claim.work.desired != work.desired:
+        if _moved(work, claim.work):
+            # Another wish, or another server was quicker: what was seen before the lease may be old.
             self._again.add(workspace_id)
-            await self._record(work, _keep(work))
+            await self._record(claim.work, _keep(claim.work))
             return
         if action in (Action.RECORD, Action.MOURN):
             await self._record(work, self._describe(work, observation, mourning=action is Action.MOURN))
@@ -335,9 +348,12 @@ class Reconciler:
             await self._note_unknown(work, error, observed=UNKNOWN)
             return
         observed = _observed_word(observation)
-        if (observed, work.endpoint, work.activity) == (work.observed, observation.endpoint, None):
+        # What a runtime here knows lives here, whoever wrote the row.
+        here = observation.state is not ObservedState.ABSENT
+        homeless = here and work.place is None and work.runtime not in self._station.roaming
+        if (observed, work.endpoint, work.activity) == (work.observed, observation.endpoint, None) and not homeless:
             return
-        if await self._lifecycle.claim(work.workspace_id, self._owner, None) is not None:
+        if await self._lifecycle.claim(work.workspace_id, self._owner, None, settle=here) is not None:
             await self._record(work, Outcome(observed=observed, endpoint=observation.endpoint, keep_checkpoints=True))
 
     async def _note_unknown(self, work: Work, error: Exception, *, observed: str | None = None) -> None:
@@ -409,6 +425,15 @@ def _keep(work: Work, *, reason: str | None = None) -> Outcome:
         retry_at=work.retry_at,
         keep_checkpoints=True,
     )
+
+
+def _moved(seen: Work, leased: Work) -> bool:
+    """Has anything been written between the look and the lease?"""
+    before, now = (
+        (w.desired, w.observed, w.observed_at, w.endpoint, w.failures, w.retry_at, w.checkpoints)
+        for w in (seen, leased)
+    )
+    return before != now
 
 
 def _observed_word(observation: Observation) -> str:

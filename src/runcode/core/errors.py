@@ -105,6 +105,9 @@ ERRORS: dict[str, ErrorKind] = {
     "io_error": ErrorKind(
         http_status=500, retryable=True, resolution="free the cause that the message names, then retry"
     ),
+    "database_down": ErrorKind(
+        http_status=503, retryable=True, resolution="wait until the database server is back; RunCode goes on by itself"
+    ),
     # These two are the launcher's (plugin/bin/runcode).
     "unsupported_platform": ErrorKind(
         http_status=400, retryable=False, resolution="install it with pipx, or build it and set RUNCODE_BIN"

@@ -118,6 +118,8 @@ class Capabilities:
     sudo: bool
     outbound_network: bool
     limits: bool
+    # Its boxes live on the server's own machine: no server elsewhere can start, stop or see them.
+    bound_to_machine: bool = True
 
 
 class Runtime(Protocol):

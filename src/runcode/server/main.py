@@ -82,6 +82,7 @@ def _fail(error: RunCodeError, wants_json: bool) -> int:
 
 
 def _run_up(options: argparse.Namespace) -> int:
+    from runcode.server.database_choice import find_named_database
     from runcode.server.identity_options import read_oidc_options
     from runcode.server.listeners import parse_address
     from runcode.server.logs import set_up_logging
@@ -114,6 +115,8 @@ def _run_up(options: argparse.Namespace) -> int:
             oidc=oidc,
             oidc_policy=oidc_policy,
             workspaces=read_up_options(options),
+            database=find_named_database(options.database, options.database_file),
+            keys=None if options.keys is None else Path(options.keys).absolute(),
         )
     )
 
@@ -159,7 +162,7 @@ def _run_verb(options: argparse.Namespace) -> int:
 
     async def act() -> verbs.Answer:
         settings = ControlPlaneSettings(
-            database=folder.database, keys_folder=folder.keys, workspaces=make_policy(folder.path)
+            database=folder.load_location(), keys_folder=folder.keys, workspaces=make_policy(folder.path)
         )
         # A server of the version before may be running on this very database.
         plane = await ControlPlane.open(settings, upgrade=False)
@@ -169,6 +172,30 @@ def _run_verb(options: argparse.Namespace) -> int:
             await plane.close()
 
     answer = asyncio.run(act())
+    print(json.dumps(answer.value, indent=1) if options.json else answer.text)
+    return 0
+
+
+def _run_restore(options: argparse.Namespace) -> int:
+    from runcode.server.backup_verbs import restore
+    from runcode.server.data_folder import DataFolder
+    from runcode.server.database_choice import find_named_database
+
+    _set_up_logging(verbose=False)
+    url = find_named_database(options.database, options.database_file)
+    answer = restore(Path(options.file).absolute(), DataFolder(_data_dir(options)), url)
+    print(json.dumps(answer.value, indent=1) if options.json else answer.text)
+    return 0
+
+
+def _run_upgrade(options: argparse.Namespace) -> int:
+    from runcode.server.data_folder import DataFolder
+    from runcode.server.database_verbs import upgrade
+
+    _set_up_logging(verbose=False)
+    folder = DataFolder(_data_dir(options))
+    folder.require_initialised()
+    answer = upgrade(folder)
     print(json.dumps(answer.value, indent=1) if options.json else answer.text)
     return 0
 
@@ -284,6 +311,22 @@ def make_parser() -> argparse.ArgumentParser:
     activity.add_argument("workspace", nargs="?", metavar="WS", help="one workspace's only: title or id")
     activity.add_argument("--limit", type=_positive, default=50, metavar="N", help="at most N lines (default: 50)")
 
+    backup = _add_verb(nouns, "backup", "make_backup", "the database and the keys into one private file, at any time")
+    backup.add_argument("file", metavar="FILE", help="a new file; nothing is overwritten")
+    restore = _add_verb(nouns, "restore", "restore", "a new data folder and database from a backup")
+    restore.add_argument("file", metavar="FILE", help="what `backup` made, on SQLite or Postgres")
+    _add_database(restore)
+    restore.set_defaults(run=_run_restore)
+
+    database = _add_noun(nouns, "database", "the database itself")
+    _add_verb(database, "status", "show_database", "which, how large, who uses it, what is in it")
+    _add_verb(database, "check", "check_database", "read all of it, and say what is not whole")
+    upgrade = _add_verb(database, "upgrade", "upgrade", "bring its schema to this version's, without serving")
+    upgrade.set_defaults(run=_run_upgrade)
+    _add_verb(database, "vacuum", "vacuum_database", "give freed space back; writers wait meanwhile (SQLite)")
+
+    _add_verb(nouns, "leases", "list_leases", "what servers are working on right now")
+
     workspace = _add_noun(nouns, "workspace", "the boxes")
     create = _add_verb(workspace, "create", "create_workspace", "make one (stopped)")
     create.add_argument(
@@ -308,6 +351,15 @@ def make_parser() -> argparse.ArgumentParser:
         power = _add_verb(workspace, verb, action, about)
         power.add_argument("workspace", metavar="WS", help="title or id")
         power.add_argument("--no-wait", action="store_true", help="return before it is done")
+    show = _add_verb(workspace, "show", "show_workspace", "what is known of one: lease, checkpoints, failures, place")
+    show.add_argument("workspace", metavar="WS", help="title or id")
+    retry = _add_verb(workspace, "retry", "retry_workspace", "forget failures and back-off: try again now")
+    retry.add_argument("workspace", metavar="WS", help="title or id")
+    retry.add_argument(
+        "--elsewhere",
+        action="store_true",
+        help="the machine it lives on is gone for good: let another server start it, without its storage",
+    )
     change = _add_verb(workspace, "set", "change_workspace", "change its size, idle time or name for people")
     change.add_argument("workspace", metavar="WS", help="title or id")
     change.add_argument("--custom-title", metavar="TEXT", help="a free name for people")
@@ -351,6 +403,10 @@ def _add_up(nouns: argparse._SubParsersAction[_Parser]) -> None:
     up.add_argument("--ssh-public", metavar="HOST:PORT", help="the gateway's address as clients reach it")
     up.add_argument("--public-url", metavar="URL", help="the control plane's https address as clients reach it")
     up.add_argument("--ready-file", metavar="FILE", help="written (0600) once everything really answers")
+    _add_database(up)
+    up.add_argument(
+        "--keys", metavar="DIR", help="at the first start on a database that has an installation: the keys of that one"
+    )
     up.add_argument("--admin-email", default="admin@localhost", metavar="EMAIL", help="at the first start only")
     up.add_argument("--keep-workspaces", action="store_true", help="leave the boxes running when this server stops")
     up.add_argument(
@@ -446,6 +502,15 @@ def _add_verb(
 
 def _add_data_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", metavar="DIR", help=f"the server's data folder (or {_DATA_DIR_VARIABLE})")
+
+
+def _add_database(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--database", metavar="URL", help="a Postgres server's, without a password; the data folder remembers it"
+    )
+    parser.add_argument(
+        "--database-file", metavar="FILE", help="a file with that URL, password and all (or RUNCODE_DATABASE_URL)"
+    )
 
 
 def _seconds(text: str) -> float:

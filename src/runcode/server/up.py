@@ -31,6 +31,7 @@ from runcode.controlplane.reconciler import Reconciler
 from runcode.controlplane.retention import RetentionPolicy
 from runcode.controlplane.services.offers import RuntimeOffer
 from runcode.controlplane.services.oidc_records import OidcPolicy, OidcSettings
+from runcode.controlplane.store.location import PostgresUrl
 from runcode.core.errors import RunCodeError
 from runcode.core.values import Value
 from runcode.gateway.recorder import SERVER_ENDED
@@ -69,6 +70,10 @@ class UpOptions(Value):
     oidc: OidcSettings | None = None
     oidc_policy: OidcPolicy = OidcPolicy()
     workspaces: WorkspaceOptions = WorkspaceOptions()
+    # A Postgres server's; None: what the data folder remembers, at first a file of its own.
+    database: PostgresUrl | None = None
+    # At a first start on a database that has an installation already: that one's keys.
+    keys: Path | None = None
 
 
 class FirstAccess(Value):
@@ -102,6 +107,10 @@ async def _serve(options: UpOptions, folder: DataFolder, front: Front, ssh: sock
     plane = await ControlPlane.open(replace(_settings(folder, options), public_url=front.public_url), verify=True)
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_callback(plane.close)
+        await plane.installation.confirm(_public_line(folder.gateway_host_key))
+        if options.database is not None and options.database != folder.load_location():
+            # The same installation under another address, user or password.
+            folder.remember_database(options.database)
         await _run(options, folder, plane, front, ssh, first_access, stack)
     return 0
 
@@ -131,6 +140,7 @@ async def _run(
         clock=plane.clock,
         on_pass=plane.metrics.observe_pass,
         sizes=plane.workspaces.policy.sizes,
+        place=folder.load_place(),
     )
     await reconciler.start()
     plane.readiness.add("reconciler", lambda: reconciler.alive)
@@ -138,17 +148,20 @@ async def _run(
     stack.push_async_callback(reconciler.close if options.keep_workspaces else reconciler.stop_all)
 
     plane.retention.start()
+    # What this gateway left open is told from what another server's has open now.
+    gateway_name = f"{EMBEDDED}-{folder.load_place()}" if plane.store.shared else EMBEDDED
     facts: dict[str, object] = {"ssh_host": None, "ssh_port": None}
     gateway: GatewayServer | None = None
     if ssh is None:
         # A gateway does this at its start; without one, what a killed server left open ends here.
-        await plane.events.end_missing(EMBEDDED, (), SERVER_ENDED)
+        await plane.events.end_missing(gateway_name, (), SERVER_ENDED)
     if ssh is not None and options.ssh is not None:
         gateway = GatewayServer(
             InProcessDirectory(plane),
             host_key_path=folder.gateway_host_key,
             connect_unix=open_unix_socket,
             events=InProcessEventSink(plane),
+            name=gateway_name,
         )
         await gateway.start_on(ssh)
         plane.readiness.add("gateway_feed", lambda: gateway.health().feed_is_fresh)
@@ -205,15 +218,26 @@ async def _run(
 # ---------------------------------------------------------------- the first start
 
 
-async def _first_start(folder: DataFolder, options: UpOptions) -> FirstAccess:
-    """Keys, database, an admin with a password and a token: all of it, or nothing."""
+async def _first_start(folder: DataFolder, options: UpOptions) -> FirstAccess | None:
+    """Keys, database, an admin with a password and a token: all of it, or nothing. None: they were there already.
+
+    A shared database goes with the keys of whoever was first; another server brings
+    the same ones (`options.keys`), or leaves nothing behind.
+    """
     with folder.first_start(min_free_bytes=options.min_free_bytes) as staging:
-        host_key = asyncssh.generate_private_key("ssh-ed25519", comment="runcode gateway")
-        write_private_file(staging.gateway_host_key, host_key.export_private_key().decode())
+        if options.keys is not None:
+            staging.take_keys(options.keys)
+        else:
+            host_key = asyncssh.generate_private_key("ssh-ed25519", comment="runcode gateway")
+            write_private_file(staging.gateway_host_key, host_key.export_private_key().decode())
+        if options.database is not None:
+            staging.remember_database(options.database)
         plane = await ControlPlane.open(_settings(staging, options))
         try:
+            await plane.installation.confirm(_public_line(staging.gateway_host_key))
             access = await plane.initialise(options.admin_email)
-            assert access is not None, "a database that was just made has no users"
+            if access is None:
+                return None
             password = secrets.token_urlsafe(18)
             await plane.users.set_password(access.user.email, password)
             # After the password, which ends what was there before it.
@@ -229,8 +253,15 @@ def _settings(folder: DataFolder, options: UpOptions) -> ControlPlaneSettings:
         retention = replace(retention, events_max=options.keep_events)
     if options.keep_ended_sessions_s is not None:
         retention = replace(retention, ended_sessions_for=datetime.timedelta(seconds=options.keep_ended_sessions_s))
+    remembered = folder.load_location()
+    if options.database is not None and not isinstance(remembered, PostgresUrl):
+        raise RunCodeError(
+            "conflict",
+            f"this data folder's database is {remembered}",
+            resolution="to move it: `runcode-server backup`, then `runcode-server restore` into a new data folder",
+        )
     return ControlPlaneSettings(
-        database=folder.database,
+        database=options.database or remembered,
         keys_folder=folder.keys,
         public_url=options.front.public_url,
         retention=retention,

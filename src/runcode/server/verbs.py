@@ -1,6 +1,7 @@
 """The operator's verbs beside `up`: workspaces, on the same database while the server runs.
 
-Those for people and tokens are in `identity_verbs`, those for sessions and activity in `activity_verbs`; `main` finds
+Those for people and tokens are in `identity_verbs`, for sessions and activity in `activity_verbs`, for stuck
+workspaces in `repair_verbs`, for the database and its backup in `database_verbs` and `backup_verbs`; `main` finds
 all of them here.
 
 Owns: what each verb does and what it answers. Every answer is a JSON-able value
@@ -23,7 +24,11 @@ from runcode.controlplane.states import DELETED, RUNNING
 from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import Endpoint, TcpEndpoint, UnixEndpoint
 from runcode.server.activity_verbs import list_activity, list_sessions, revoke_sessions
+from runcode.server.backup_verbs import make_backup
 from runcode.server.data_folder import DataFolder
+from runcode.server.database_verbs import check as check_database
+from runcode.server.database_verbs import show_status as show_database
+from runcode.server.database_verbs import vacuum as vacuum_database
 from runcode.server.identity_verbs import (
     create_sign_in_link,
     create_token,
@@ -42,6 +47,7 @@ from runcode.server.identity_verbs import (
 )
 from runcode.server.installed_runtimes import require_runtime_name
 from runcode.server.rendering import Answer, render_table, render_time
+from runcode.server.repair_verbs import list_leases, retry_workspace, show_workspace
 from runcode.server.team_verbs import (
     add_member,
     create_team,
@@ -62,6 +68,7 @@ __all__ = [
     "Answer",
     "Verb",
     "add_member",
+    "check_database",
     "create_sign_in_link",
     "create_team",
     "create_token",
@@ -72,18 +79,24 @@ __all__ = [
     "invite_user",
     "link_identity",
     "list_activity",
+    "list_leases",
     "list_members",
     "list_sessions",
     "list_teams",
     "list_tokens",
     "list_users",
+    "make_backup",
     "remove_member",
     "rename_team",
+    "retry_workspace",
     "revoke_sessions",
     "revoke_token",
     "set_password",
+    "show_database",
+    "show_workspace",
     "sign_user_out",
     "unlink_identities",
+    "vacuum_database",
 ]
 
 Verb = Callable[[ControlPlane, DataFolder, Namespace], Awaitable[Answer]]

@@ -53,22 +53,22 @@ def render_part(template: str, **values: Any) -> tuple[Markup, str]:
     return Markup(render(template, **values, seen=digest)), digest  # noqa: S704
 
 
-def content_policy(*, form_action: str = "'self'") -> str:
-    """Only our own style, script and pictures; forms go to `form_action`, which browsers also hold against redirects.
+def content_policy(*, form_action: str, scripts: bool) -> str:
+    """Only our own style and pictures; forms go to `form_action`, which browsers also hold against redirects.
 
-    `require-trusted-types-for`: text becomes markup only by the one policy of console.js, and never a script.
+    A page before a sign-in, or one that asks a single question, has no script at all. On the
+    others text becomes markup only by the one policy of console.js, and never a script.
     """
-    return (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-        f"form-action {form_action}; frame-ancestors 'none'; base-uri 'none'; "
-        "require-trusted-types-for 'script'; trusted-types default"
-    )
+    sources = "default-src 'none'; style-src 'self'; img-src 'self'; frame-ancestors 'none'; base-uri 'none'; "
+    if scripts:
+        sources += "script-src 'self'; connect-src 'self'; require-trusted-types-for 'script'; trusted-types default; "
+    return f"{sources}form-action {form_action}"
 
 
-def page_headers(*, form_action: str = "'self'") -> dict[str, str]:
+def page_headers(*, form_action: str = "'none'", scripts: bool = False) -> dict[str, str]:
     """What a page's answer has beside what the edge gives every answer."""
     return {
-        "Content-Security-Policy": content_policy(form_action=form_action),
+        "Content-Security-Policy": content_policy(form_action=form_action, scripts=scripts),
         # Not `no-referrer`: browsers then send `Origin: null` with our own forms (fetch.spec.whatwg.org).
         "Referrer-Policy": "same-origin",
     }

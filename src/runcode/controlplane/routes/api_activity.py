@@ -7,6 +7,7 @@ import datetime
 from fastapi import APIRouter, Request
 
 from runcode.controlplane.routes.request_io import Authenticated, Plane, parse_id
+from runcode.controlplane.routes.shapes import ActivityPage, answers, path_id, query_parameter
 from runcode.controlplane.services.timeline import PAGE_DEFAULT, PAGE_MAX, TimelineFilter, TimelinePage, TimelineRecord
 from runcode.core import wire
 from runcode.core.bundle import render_timestamp
@@ -15,9 +16,18 @@ from runcode.core.errors import RunCodeError
 router = APIRouter(prefix=wire.API_PREFIX)
 
 _NUMBER_MAX = 2**63 - 1
+_NUMBER = {"type": "integer", "minimum": 1, "maximum": _NUMBER_MAX}
+_FILTERS = (
+    query_parameter("before", _NUMBER, "Older than that record: `older` of the page before."),
+    query_parameter("limit", {"type": "integer", "minimum": 1, "maximum": PAGE_MAX}, "So many at most."),
+    query_parameter("session", _NUMBER, "One session's only."),
+    query_parameter("kind", {"type": "string"}, "One kind only."),
+    query_parameter("since_s", {"type": "integer", "minimum": 1, "maximum": 10 * 366 * 86400}, "Of the last seconds."),
+)
+_EVERYBODY = query_parameter("everybody", {"type": "string", "enum": ["0", "1"]}, "1, for admins: all of it.")
 
 
-@router.get("/workspace/{raw_id}/activity")
+@router.get("/workspace/{raw_id}/activity", **answers(ActivityPage, 404, query=_FILTERS, path=[path_id("raw_id")]))
 async def list_workspace_activity(
     raw_id: str, request: Request, plane: Plane, caller: Authenticated
 ) -> dict[str, object]:
@@ -26,7 +36,7 @@ async def list_workspace_activity(
     return _render_page(page)
 
 
-@router.get("/activity")
+@router.get("/activity", **answers(ActivityPage, query=[*_FILTERS, _EVERYBODY]))
 async def list_own_activity(request: Request, plane: Plane, caller: Authenticated) -> dict[str, object]:
     """What the caller did and what was done about them, newest first; `everybody=1`, for admins: all of it."""
     wanted = _read_filter(request, plane.clock.now(), "everybody")

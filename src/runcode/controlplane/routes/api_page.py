@@ -48,7 +48,7 @@ def _render_operation(method: str, path: str, operation: dict[str, Any], schemas
                 f"<code>{escape(parameter['name'])}</code>",
                 escape(parameter["in"]),
                 _type_of(parameter["schema"]),
-                escape(parameter.get("description", "")) + (" Required." if parameter.get("required") else ""),
+                _with_code(parameter.get("description", "")) + (" Required." if parameter.get("required") else ""),
             )
             for parameter in operation["parameters"]
         ]
@@ -61,7 +61,7 @@ def _render_operation(method: str, path: str, operation: dict[str, Any], schemas
     rows = []
     for status, answer in sorted(operation["responses"].items()):
         schema = answer.get("content", {}).get("application/json", {}).get("schema", {})
-        rows.append((f"<code>{escape(status)}</code>", _type_of(schema), escape(answer["description"])))
+        rows.append((f"<code>{escape(status)}</code>", _type_of(schema), _with_code(answer["description"])))
     parts.append("<h3>Answers</h3>" + _table(("status", "body", "when"), rows))
     done = operation["responses"].get("200", {}).get("content", {}).get("application/json", {}).get("schema")
     if done is not None:
@@ -80,7 +80,7 @@ def _fields(schema: dict[str, Any]) -> str:
         (
             f"<code>{escape(name)}</code>" + ("" if name in required else ' <span class="note">optional</span>'),
             _type_of(field),
-            escape(field.get("description", "")),
+            _with_code(field.get("description", "")),
         )
         for name, field in schema.get("properties", {}).items()
     ]

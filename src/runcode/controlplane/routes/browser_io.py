@@ -34,7 +34,7 @@ from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.records import Caller
 from runcode.controlplane.routes.local_peer import find_owner
 from runcode.controlplane.routes.login_pages import SIGN_IN_PATH
-from runcode.controlplane.routes.request_io import plane_of, source_of
+from runcode.controlplane.routes.request_io import note_caller, plane_of, source_of
 from runcode.controlplane.services.web_sessions import SignedInBrowser, Visitor
 from runcode.core.errors import RunCodeError
 
@@ -74,6 +74,8 @@ async def find_signed_in(request: Request) -> SignedInBrowser | None:
         raw_secret = read_cookie(request, SESSION_COOKIE)
         found = await plane.web_sessions.find_signed_in(raw_secret, await visitor_of(request)) if raw_secret else None
         request.state.signed_in = found
+        if found is not None:
+            note_caller(request, found.caller)
     answer: SignedInBrowser | None = request.state.signed_in
     return answer
 
@@ -275,9 +277,9 @@ def keep_visit(request: Request, response: Response) -> Response:
     return response
 
 
-def html_response(page: str, *, status: int = 200, form_action: str = "'none'") -> HTMLResponse:
-    """A page with its policy; the edge adds what every answer has."""
-    return HTMLResponse(page, status, page_headers(form_action=form_action))
+def html_response(page: str, *, status: int = 200, form_action: str = "'none'", scripts: bool = False) -> HTMLResponse:
+    """A page with its policy; the edge adds what every answer has. `scripts`: ours may run on it."""
+    return HTMLResponse(page, status, page_headers(form_action=form_action, scripts=scripts))
 
 
 def _cookie_name(plane: ControlPlane, name: str) -> str:

@@ -71,7 +71,8 @@ async def answer(request: Request, plane: Plane) -> Response:
 async def redeem(request: Request, plane: Plane) -> dict[str, object]:
     """A browser login's one-time code, with its verifier → a token."""
     body = await read_json_object(request)
-    made = await plane.browser_logins.redeem(body.get("code"), body.get("code_verifier"))
+    with plane.metrics.sign_in("code"):
+        made = await plane.browser_logins.redeem(body.get("code"), body.get("code_verifier"))
     return {"error": False, "token": made.plaintext, "email": made.record.user_email}
 
 

@@ -36,6 +36,15 @@ from runcode.controlplane.routes.cli_login import (
 )
 from runcode.controlplane.routes.page_frame import PageRoute
 from runcode.controlplane.routes.request_io import Plane, read_json_object, source_of
+from runcode.controlplane.routes.shapes import (
+    DeviceAnswer,
+    DeviceRefusal,
+    DeviceRequest,
+    DeviceTokenRequest,
+    ErrorAnswer,
+    TokenAnswer,
+    answers,
+)
 from runcode.controlplane.services import device_logins
 from runcode.controlplane.services.consents import make_ticket, require_current
 from runcode.core import wire
@@ -52,8 +61,9 @@ _WORDS: Final = {
 }
 
 
-@api.post("/auth/device")
+@api.post("/auth/device", **answers(DeviceAnswer, takes=DeviceRequest, public=True))
 async def start(request: Request, plane: Plane) -> dict[str, object]:
+    """Begin a login that a person finishes in a browser elsewhere."""
     base = require_own_origin(request, plane)
     body = await read_json_object(request)
     made = await plane.device_logins.start(
@@ -74,11 +84,16 @@ async def start(request: Request, plane: Plane) -> dict[str, object]:
     }
 
 
-@api.post("/auth/device-token")
+@api.post(
+    "/auth/device-token",
+    **answers(TokenAnswer, 403, takes=DeviceTokenRequest, public=True, also={400: DeviceRefusal | ErrorAnswer}),
+)
 async def redeem(request: Request, plane: Plane) -> Response:
+    """Ask whether it is finished; 400 with `authorization_pending` until then."""
     body = await read_json_object(request)
     found = await plane.device_logins.poll(body.get("device_code"))
     if found.token is not None:
+        plane.metrics.count_sign_in("device", "ok")
         return JSONResponse({"error": False, "token": found.token.plaintext, "email": found.token.record.user_email})
     assert found.refusal is not None
     words = _WORDS[found.refusal]

@@ -62,7 +62,6 @@ def render_sign_in(
     """`provider` is what the operator calls the OpenID provider, None where there is none."""
     return _render(
         "sign_in.html",
-        here=SIGN_IN_PATH,
         asked=_ASKED_BY_CLIENT if next_path.startswith("/auth/") else "",
         action=SIGN_IN_PATH,
         provider=provider,
@@ -75,7 +74,7 @@ def render_sign_in(
 
 def render_link(email: str, link: str, proof: str) -> str:
     hidden = (("link", link), ("proof", proof))
-    return _render("link.html", here=SIGN_IN_PATH, email=email, action=LINK_PATH, hidden=hidden)
+    return _render("link.html", email=email, action=LINK_PATH, hidden=hidden)
 
 
 def render_consent(request: LoginRequest, ticket: str, proof: str, *, email: str, source: str) -> str:
@@ -130,7 +129,7 @@ def render_device_done(authorized: bool) -> str:
 
 def render_failure(status: int, error: RunCodeError) -> tuple[str, dict[str, str]]:
     """A failure outside of all pages (no such address, too fast, a bug of ours) for a browser; and its headers."""
-    page = _render("problem.html", number=status, heading=looks.heading_for(status), failure=error)
+    page = _render("problem.html", here="", number=status, heading=looks.heading_for(status), failure=error)
     return page, looks.page_headers()
 
 
@@ -140,6 +139,6 @@ def _consent_choices(asked: Sequence[str]) -> dict[str, Any]:
     return {"scopes": scopes, "expiries": _EXPIRIES}
 
 
-def _render(template: str, *, here: str = "", **values: Any) -> str:
+def _render(template: str, *, here: str = SIGN_IN_PATH, **values: Any) -> str:
     frame = {"viewer": None, "nav": (), "here": here, "version": runcode.__version__, "done": None, "error": None}
     return looks.render(template, **frame, **values)

@@ -51,13 +51,14 @@ async def callback(request: Request, plane: Plane) -> Response:
     require_own_origin(request, plane)
     sign_ins = _require_provider(plane)
     try:
-        finished = await sign_ins.finish(
-            read_cookie(request, _ATTEMPT_COOKIE),
-            code=_find_once(request, "code") or "",
-            state=_find_once(request, "state") or "",
-            raw_issuer=_find_once(request, "iss"),
-            visitor=await visitor_of(request),
-        )
+        with plane.metrics.sign_in("oidc"):
+            finished = await sign_ins.finish(
+                read_cookie(request, _ATTEMPT_COOKIE),
+                code=_find_once(request, "code") or "",
+                state=_find_once(request, "state") or "",
+                raw_issuer=_find_once(request, "iss"),
+                visitor=await visitor_of(request),
+            )
     except RunCodeError as error:
         if error.code not in ("forbidden", "unavailable", "rate_limited"):
             raise

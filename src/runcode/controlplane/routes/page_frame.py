@@ -75,8 +75,9 @@ def show(
     request: Request, template: str, *, here: str = "", status: int = 200, form_action: str = "'self'", **values: Any
 ) -> HTMLResponse:
     """A whole page. `here` is the part of the navigation that it belongs to."""
-    page = looks.render(template, **{**frame_values(request, here), **values})
-    return html_response(page, status=status, form_action=form_action)
+    frame = frame_values(request, here)
+    page = looks.render(template, **{**frame, **values})
+    return html_response(page, status=status, form_action=form_action, scripts=frame["viewer"] is not None)
 
 
 def show_problem(request: Request, error: RunCodeError) -> HTMLResponse:

@@ -191,6 +191,47 @@ class TokenAnswer(Shape):
     email: str = Field(examples=["ann@example.org"])
 
 
+class DeviceRequest(BaseModel):
+    """RFC 8628: a client without a browser asks to be let in by one elsewhere."""
+
+    client: str | None = Field(None, max_length=64, examples=["runcode"])
+    machine: str | None = Field(None, max_length=64, examples=["build-7"])
+    scopes: list[str] | None = Field(None, examples=[["read", "connect"]])
+
+
+class DeviceAnswer(Shape):
+    error: Literal[False]
+    device_code: str = Field(json_schema_extra=_SECRET)
+    user_code: str = Field(examples=["BCDF-GHJK"])
+    verification_uri: str = Field(examples=["https://runcode.example.net/auth/device/"])
+    verification_uri_complete: str
+    expires_in: int = Field(ge=0, examples=[600])
+    interval: int = Field(ge=0, description="Seconds between two questions.", examples=[5])
+
+
+class DeviceTokenRequest(BaseModel):
+    device_code: str = Field(json_schema_extra=_SECRET)
+
+
+class DeviceRefusal(Shape):
+    """RFC 8628 §3.5: `error` is a word, such as `authorization_pending`, beside what every failure has."""
+
+    error: str | Literal[True] = Field(examples=["authorization_pending"])
+    message: str
+    code: str
+    resolution: str
+
+
+class ActivityBody(Shape):
+    activity: list[dict[str, Any]] = Field(description="Newest first; texts of commands are masked and bounded.")
+    older: str | None = Field(description="`before` of the next page; null: that was all.", examples=[None])
+
+
+class ActivityPage(Shape):
+    error: Literal[False]
+    data: ActivityBody
+
+
 class Alive(Shape):
     ok: Literal[True]
 
@@ -223,7 +264,7 @@ def answers(
     query: Sequence[dict[str, Any]] = (),
     path: Sequence[dict[str, Any]] = (),
     public: bool = False,
-    also: dict[int, type[BaseModel]] | None = None,
+    also: dict[int, Any] | None = None,
 ) -> dict[str, Any]:
     """Keywords for a route's decorator. `says` is the model of its 200, or a union of models.
 

@@ -61,9 +61,13 @@ async def sign_in(request: Request, plane: Plane) -> Response:
     form = await read_page_form(request, login_pages.SIGN_IN)
     next_path, email = parse_next(find_field(form, "next")), find_field(form, "email")
     try:
-        done = await plane.sign_ins.sign_in(
-            email, find_field(form, "password"), await visitor_of(request), device=read_cookie(request, DEVICE_COOKIE)
-        )
+        with plane.metrics.sign_in("password"):
+            done = await plane.sign_ins.sign_in(
+                email,
+                find_field(form, "password"),
+                await visitor_of(request),
+                device=read_cookie(request, DEVICE_COOKIE),
+            )
     except RunCodeError as error:
         if error.code not in _SHOWN_AT_FORM:
             raise
@@ -104,7 +108,8 @@ async def show_link(request: Request, plane: Plane) -> Response:
 @router.post(login_pages.LINK_PATH)
 async def use_link(request: Request, plane: Plane) -> Response:
     form = await read_page_form(request, login_pages.LINK)
-    made = await plane.sign_in_links.use(find_field(form, "link"), await visitor_of(request))
+    with plane.metrics.sign_in("link"):
+        made = await plane.sign_in_links.use(find_field(form, "link"), await visitor_of(request))
     await end_replaced(request)
     return keep_session(request, RedirectResponse("/account", 303), made.secret)
 

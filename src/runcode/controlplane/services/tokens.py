@@ -34,7 +34,7 @@ from runcode.controlplane.services.web_sessions import require_browser
 from runcode.controlplane.services.withdrawals import revoke_sessions
 from runcode.controlplane.states import SCOPE_READ, SCOPES
 from runcode.controlplane.store.engine import Store
-from runcode.controlplane.store.models import SessionRow, TokenRow, UserRow, UtcTime
+from runcode.controlplane.store.models import SessionRow, TokenRow, UserRow, UtcTime, WebSessionRow
 from runcode.core.errors import RunCodeError
 
 _log = logging.getLogger(__name__)
@@ -98,26 +98,25 @@ class _LiveToken:
 
 
 class Tokens:
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, *, fresh_for: datetime.timedelta | None = None) -> None:
+        """`fresh_for`: how old a sign-in may be from which a person makes tokens; None: as old as it lasts."""
         self._store = store
         self._clock = clock
+        self._fresh_for = fresh_for
         self._touches: dict[int, asyncio.Task[None]] = {}
         self._seen: dict[str, tuple[Caller, datetime.datetime]] = {}
         self._live: Gathering[str, _LiveToken | None] = Gathering(
             self._find_live, round_max=_ROUND_MAX, waiting_max=_WAITING_MAX
         )
 
-    async def create_token(
-        self, email: str, name: str, *, bounds: TokenBounds = UNBOUNDED, caller: Caller | None = None
-    ) -> NewToken:
-        """A new token for a user. Its plain text is in the answer, and never again anywhere."""
+    async def create_token(self, email: str, name: str, *, bounds: TokenBounds = UNBOUNDED) -> NewToken:
+        """The operator's, for any user. Its plain text is in the answer, and never again anywhere."""
         name = inputs.parse_label(name, what="token name")
-        origin = ORIGIN_OPERATOR if caller is None else ORIGIN_CONSOLE
         async with self._store.write() as session:
             user = await load_user(session, email)
             if user.disabled_at is not None:
                 raise RunCodeError("bad_request", f"{user.email} is disabled", resolution="enable the user first")
-            return await self.insert_token(session, user, name, bounds, origin=origin, caller=caller)
+            return await self.insert_token(session, user, name, bounds, origin=ORIGIN_OPERATOR)
 
     async def insert_token(
         self,
@@ -174,6 +173,7 @@ class Tokens:
         require_browser(caller)
         name = inputs.parse_label(name, what="token name")
         async with self._store.write() as session:
+            await self._require_fresh(session, caller)
             user = await session.get_one(UserRow, caller.user_id)
             await require_usable(session, caller, bounds)
             return await self.insert_token(session, user, name, bounds, origin=ORIGIN_CONSOLE, caller=caller)
@@ -265,6 +265,18 @@ class Tokens:
         """Answer whoever asks, and wait for the last notes of use."""
         await self._live.finish()
         await asyncio.gather(*self._touches.values(), return_exceptions=True)
+
+    async def _require_fresh(self, session: AsyncSession, caller: Caller) -> None:
+        """On plain http whatever listens on another port may have the cookie: it must not become a token later."""
+        if self._fresh_for is None:
+            return
+        row = await session.get(WebSessionRow, caller.web_session_id)
+        if row is None or self._clock.now() - row.created_at >= self._fresh_for:
+            raise RunCodeError(
+                "forbidden",
+                "you signed in too long ago to make a token",
+                resolution="sign out and in again, then make it within ten minutes",
+            )
 
     async def _find_live(self, hashes: Sequence[str]) -> list[_LiveToken | None]:
         """One look for all who ask meanwhile. Each look begins after its askers did: no revocation is overlooked."""

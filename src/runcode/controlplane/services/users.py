@@ -138,14 +138,11 @@ class Users:
         matches = await asyncio.to_thread(self._verify, stored, given)
         if row is None or stored is None or row.disabled_at is not None or not matches:
             raise RunCodeError("unauthorized", "the e-mail address or the password is wrong", resolution="try again")
-        renewed = await asyncio.to_thread(self._hasher.hash, given) if self._is_dated(stored) else None
+        renewed = await asyncio.to_thread(self._hasher.hash, given) if self._hasher.check_needs_rehash(stored) else None
         return CheckedPassword(as_record(row), stored, renewed)
 
     async def hash_password(self, password: str) -> str:
         return await asyncio.to_thread(self._hasher.hash, inputs.parse_password(password))
-
-    def _is_dated(self, stored: str) -> bool:
-        return self._hasher.check_needs_rehash(stored)
 
     def _verify(self, stored: str | None, password: str) -> bool:
         if self._decoy is None:

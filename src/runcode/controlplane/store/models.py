@@ -155,11 +155,26 @@ class WorkspaceRow(Base):
     endpoint_port: Mapped[int | None]
     failures: Mapped[int] = mapped_column(default=0)
     retry_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
+    # The data folder whose machine holds the box's storage (`lifecycle.Station`); None until a first start.
+    place: Mapped[str | None] = mapped_column(String(40))
     lease_owner: Mapped[str | None] = mapped_column(String(80))
     lease_expires_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
     checkpoints: Mapped[list[dict[str, Any]]] = mapped_column(JSON, default=list)
     created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
     deleted_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
+
+
+class InstallationRow(Base):
+    """Whose public keys this database goes with: one row."""
+
+    __tablename__ = "installation"
+    __table_args__ = (CheckConstraint("id = 1", name="single"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    client_ca: Mapped[str] = mapped_column(Text)
+    workspace_ca: Mapped[str] = mapped_column(Text)
+    gateway_host_key: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
 
 
 class HostKeyRow(Base):

@@ -44,7 +44,7 @@ def upgrade() -> None:
         sa.Column("pruned_hash", sa.String(64), nullable=False),
         sa.Column("pruned_statement", sa.Text()),
         sa.PrimaryKeyConstraint("id", name="pk_audit_chain"),
-        sa.CheckConstraint("id = 1", name="ck_audit_chain_one"),
+        sa.CheckConstraint("id = 1", name=op.f("ck_audit_chain_one")),
     )
     head = {"id": 1, "chain_id": chain_id, "count": count, "hash": last}
     op.bulk_insert(chain, [{**head, "pruned_to": 0, "pruned_hash": hash_of_nothing(chain_id)}])

@@ -31,7 +31,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["team_id"], ["teams.id"], name="fk_invitations_team_id_teams"),
         sa.UniqueConstraint("workspace_id", "email", name="uq_invitations_workspace_id_email"),
         sa.UniqueConstraint("team_id", "email", name="uq_invitations_team_id_email"),
-        sa.CheckConstraint("(workspace_id IS NULL) <> (team_id IS NULL)", name="ck_invitations_one_place"),
+        sa.CheckConstraint("(workspace_id IS NULL) <> (team_id IS NULL)", name=op.f("ck_invitations_one_place")),
         sqlite_autoincrement=True,
     )
     op.create_index("ix_invitations_email", "invitations", ["email"])
