@@ -14,7 +14,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Integer, Table, and_, bindparam, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -54,6 +54,14 @@ class _Session:
     created_at: datetime.datetime
     expires_at: datetime.datetime
     released_at: datetime.datetime | None = None
+
+
+class _Bounds(NamedTuple):
+    """What a token allows now."""
+
+    expires_at: datetime.datetime | None
+    scopes: frozenset[str]
+    workspace_ids: frozenset[int] | None
 
 
 _sessions = cast(Table, SessionRow.__table__)
@@ -166,12 +174,14 @@ def _find_bounds(caller: Caller, token: Any) -> Caller | None:
     user_id, expires_at, scopes, workspace_ids = token
     if user_id is None or caller.token_id is None:
         return None
-    return replace(
-        caller,
-        token_expires_at=expires_at,
+    bounds = _Bounds(
+        expires_at=expires_at,
         scopes=frozenset(scopes),
         workspace_ids=None if workspace_ids is None else frozenset(workspace_ids),
     )
+    if bounds == (caller.token_expires_at, caller.scopes, caller.workspace_ids):
+        return caller
+    return replace(caller, token_expires_at=bounds.expires_at, scopes=bounds.scopes, workspace_ids=bounds.workspace_ids)
 
 
 def _judge_workspace(mint: Mint, caller: Caller, facts: Any, endpoint: SshEndpoint | None) -> str:
