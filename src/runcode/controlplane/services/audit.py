@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from runcode.controlplane.records import Caller
 from runcode.controlplane.services import audit_chain
@@ -93,7 +94,31 @@ async def note(
     session_id: int | None = None,
     detail: Detail | None = None,
 ) -> None:
-    """Add one act to the caller's transaction.
+    """Add one act to the caller's transaction, as `add_note` does."""
+    add_note(
+        session.sync_session,
+        kind,
+        at,
+        caller=caller,
+        user_id=user_id,
+        workspace_id=workspace_id,
+        session_id=session_id,
+        detail=detail,
+    )
+
+
+def add_note(
+    session: Session,
+    kind: str,
+    at: datetime.datetime,
+    *,
+    caller: Caller | None = None,
+    user_id: int | None = None,
+    workspace_id: int | None = None,
+    session_id: int | None = None,
+    detail: Detail | None = None,
+) -> None:
+    """Add one act to the transaction that `session` is in.
 
     `user_id` is whom it concerns, by default who did it; `caller` None is the
     operator on this machine. `detail` is for people: bounded texts and numbers.

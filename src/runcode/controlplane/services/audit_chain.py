@@ -52,11 +52,10 @@ Values = dict[str, Any]
 StatementMaker = Callable[[ChainHead, int, str], str]
 
 
-def add(session: AsyncSession, values: Values) -> None:
+def add(session: Session, values: Values) -> None:
     """Let this record be part of the transaction. `values` has every column but `id` and `hash`."""
-    sync = session.sync_session
-    waiting: list[tuple[Values, SessionTransaction | None]] = sync.info.setdefault(_WAITING, [])
-    waiting.append((values, sync.get_nested_transaction()))
+    waiting: list[tuple[Values, SessionTransaction | None]] = session.info.setdefault(_WAITING, [])
+    waiting.append((values, session.get_nested_transaction()))
 
 
 async def load_head(session: AsyncSession) -> ChainHead:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Integer, Table, and_, bindparam, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 from sqlalchemy.types import TypeEngine
 
 from runcode.controlplane.records import Caller, SessionRecord, SshEndpoint
@@ -114,17 +114,17 @@ _UPDATE_CHANGED = (
 )
 
 
-async def mint_all(
-    session: AsyncSession, mints: Sequence[Mint], endpoint: SshEndpoint | None, moment: datetime.datetime
+def mint_all(
+    session: Session, mints: Sequence[Mint], endpoint: SshEndpoint | None, moment: datetime.datetime
 ) -> list[SessionRecord | RunCodeError]:
     """A record for each that may, a refusal for each that may not. Part of a transaction that has the write lock."""
     now = moment.replace(microsecond=0)
-    connection = await session.connection()
+    connection = session.connection()
     wanted = render_rows(
         (n, mint.caller.user_id, mint.workspace_id, mint.caller.token_id, mint.fingerprint)
         for n, mint in enumerate(mints)
     )
-    facts = {row[0]: row for row in await connection.execute(_SELECT_FACTS, {"wanted": wanted, "now": now})}
+    facts = {row[0]: row for row in connection.execute(_SELECT_FACTS, {"wanted": wanted, "now": now})}
     holders = {
         row.fingerprint: row for row in (_Session(*row[_HOLDER]) for row in facts.values()) if row.id is not None
     }
@@ -154,14 +154,14 @@ async def mint_all(
     if changed:
         # Keys are let go of before others take them: no two rows may hold one.
         rows = render_rows((row.id, *(getattr(row, name) for name in _CHANGING)) for row in changed.values())
-        await connection.execute(_UPDATE_CHANGED, {"changed": rows})
+        connection.execute(_UPDATE_CHANGED, {"changed": rows})
     if fresh:
         rows = render_rows((n, *(getattr(row, name) for name in _STORED)) for n, row in enumerate(fresh))
-        ids = sorted(row[0] for row in (await connection.execute(_INSERT_FRESH, {"fresh": rows})).all())
+        ids = sorted(row[0] for row in connection.execute(_INSERT_FRESH, {"fresh": rows}).all())
         for row, row_id in zip(fresh, ids, strict=True):
             row.id = row_id
     return [
-        outcome if isinstance(outcome, RunCodeError) else await _note(session, mint, *outcome, moment)
+        outcome if isinstance(outcome, RunCodeError) else _note(session, mint, *outcome, moment)
         for mint, outcome in zip(mints, outcomes, strict=True)
     ]
 
@@ -240,10 +240,8 @@ def _extend(held: _Session, mint: Mint, caller: Caller, now: datetime.datetime) 
     held.created_at = min(held.created_at, now)
 
 
-async def _note(
-    session: AsyncSession, mint: Mint, title: str, held: _Session, moment: datetime.datetime
-) -> SessionRecord:
-    await audit.note(
+def _note(session: Session, mint: Mint, title: str, held: _Session, moment: datetime.datetime) -> SessionRecord:
+    audit.add_note(
         session,
         audit.SESSION_MINTED,
         moment,
