@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import Integer, Table, and_, bindparam, insert, or_, select, update
+from sqlalchemy import Integer, Table, and_, bindparam, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.types import TypeEngine
 
@@ -102,12 +102,13 @@ _HOLDER = slice(13, None)
 _CHANGING = ("token_id", "client", "created_at", "expires_at", "released_at")
 _STORED = ("user_id", "workspace_id", "fingerprint", "public_key", *_CHANGING)
 _fresh = row_list("fresh", n=Integer(), **_types(*_STORED))
-# Ids grow in the order of the rows, so they can be told apart without a look at what else comes back.
-_INSERT_FRESH = (
-    insert(_sessions)
-    .from_select(_STORED, select(*(_fresh.c[name] for name in _STORED)).order_by(_fresh.c.n))
-    .returning(_columns.id)
+# Ids grow in the order of the rows, under the write lock. They are asked for afterwards: with `returning`, sqlite3 gives
+# Python's lock away and waits for it again at each row.
+_INSERT_FRESH = insert(_sessions).from_select(
+    _STORED, select(*(_fresh.c[name] for name in _STORED)).order_by(_fresh.c.n)
 )
+_SELECT_NEWEST = select(func.coalesce(func.max(_columns.id), 0))
+_SELECT_FRESH = select(_columns.id).where(_columns.id > bindparam("newest", type_=Integer())).order_by(_columns.id)
 _changed = row_list("changed", **_types("id", *_CHANGING))
 _UPDATE_CHANGED = (
     update(_sessions).where(_columns.id == _changed.c.id).values({name: _changed.c[name] for name in _CHANGING})
@@ -124,7 +125,7 @@ def mint_all(
         (n, mint.caller.user_id, mint.workspace_id, mint.caller.token_id, mint.fingerprint)
         for n, mint in enumerate(mints)
     )
-    facts = {row[0]: row for row in connection.execute(_SELECT_FACTS, {"wanted": wanted, "now": now})}
+    facts = {row[0]: row for row in connection.execute(_SELECT_FACTS, {"wanted": wanted, "now": now}).all()}
     holders = {
         row.fingerprint: row for row in (_Session(*row[_HOLDER]) for row in facts.values()) if row.id is not None
     }
@@ -157,7 +158,12 @@ def mint_all(
         connection.execute(_UPDATE_CHANGED, {"changed": rows})
     if fresh:
         rows = render_rows((n, *(getattr(row, name) for name in _STORED)) for n, row in enumerate(fresh))
-        ids = sorted(row[0] for row in connection.execute(_INSERT_FRESH, {"fresh": rows}).all())
+        before = connection.execute(_SELECT_NEWEST).scalar_one()
+        connection.execute(_INSERT_FRESH, {"fresh": rows})
+        newest = connection.execute(_SELECT_NEWEST).scalar_one()
+        ids: Sequence[int] = range(before + 1, newest + 1)
+        if len(ids) != len(fresh):
+            ids = connection.execute(_SELECT_FRESH, {"newest": before}).scalars().all()
         for row, row_id in zip(fresh, ids, strict=True):
             row.id = row_id
     return [

@@ -35,7 +35,7 @@ from runcode.core.errors import RunCodeError
 # A round's transaction keeps every other writer out; a hundred mints take some milliseconds.
 _ROUND_MAX = 100
 _WAITING_MAX = 2000
-_PAUSE_S = 0.001
+_PAUSE_S = 0.006
 
 
 @dataclass(frozen=True)
