@@ -102,8 +102,8 @@ _HOLDER = slice(13, None)
 _CHANGING = ("token_id", "client", "created_at", "expires_at", "released_at")
 _STORED = ("user_id", "workspace_id", "fingerprint", "public_key", *_CHANGING)
 _fresh = row_list("fresh", n=Integer(), **_types(*_STORED))
-# Ids grow in the order of the rows, under the write lock. They are asked for afterwards: with `returning`, sqlite3 gives
-# Python's lock away and waits for it again at each row.
+# Under the write lock ids grow in the order of the rows. They are asked for afterwards: with `returning`, sqlite3
+# gives Python's lock away and waits for it again at each row.
 _INSERT_FRESH = insert(_sessions).from_select(
     _STORED, select(*(_fresh.c[name] for name in _STORED)).order_by(_fresh.c.n)
 )
@@ -126,9 +126,8 @@ def mint_all(
         for n, mint in enumerate(mints)
     )
     facts = {row[0]: row for row in connection.execute(_SELECT_FACTS, {"wanted": wanted, "now": now}).all()}
-    holders = {
-        row.fingerprint: row for row in (_Session(*row[_HOLDER]) for row in facts.values()) if row.id is not None
-    }
+    held_now = (_Session(*row[_HOLDER]) for row in facts.values() if row[_HOLDER.start] is not None)
+    holders = {row.fingerprint: row for row in held_now}
 
     outcomes: list[tuple[str, _Session] | RunCodeError] = []
     fresh: list[_Session] = []

@@ -53,7 +53,7 @@ def insert_rows(session: Session, table: type[DeclarativeBase], rows: Sequence[M
     if rows:
         names = tuple(rows[0])
         statement = _make_insert(cast(Table, table.__table__), names)
-        session.execute(statement, {"rows": render_rows([row[name] for name in names] for row in rows)})
+        session.connection().execute(statement, {"rows": render_rows([row[name] for name in names] for row in rows)})
 
 
 @functools.cache

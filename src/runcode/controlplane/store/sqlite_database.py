@@ -32,6 +32,7 @@ _T = TypeVar("_T")
 BUSY_TIMEOUT_MS = 5000
 _POOL_SIZE = 8
 _POOL_TIMEOUT_S = 10
+_WHOLE_CACHE_KIB = 16 * 1024
 _WAL_BYTES = 4 * 1024 * 1024
 
 
@@ -56,6 +57,12 @@ class SqliteDatabase:
         self.writer = engine.execution_options(runcode_begin="BEGIN IMMEDIATE")
         whole = create_engine(_url("sqlite", path), pool_size=1, max_overflow=0)
         _configure(whole)
+
+        @event.listens_for(whole, "connect")
+        def widen(connection: Any, _record: object) -> None:
+            # New keys fall all over their index: with SQLite's own 2 MB each is read from the file again.
+            connection.execute(f"PRAGMA cache_size = -{_WHOLE_CACHE_KIB}")
+
         self._whole_writer = whole.execution_options(runcode_begin="BEGIN IMMEDIATE")
         self._thread = ThreadPoolExecutor(1, "runcode-writer")
 
