@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, cast
 
-from sqlalchemy import Integer, Table, and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import Integer, Table, and_, bindparam, func, or_, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.types import TypeEngine
 
@@ -24,7 +24,7 @@ from runcode.controlplane.records import Caller, SessionRecord, SshEndpoint
 from runcode.controlplane.services import access, audit
 from runcode.controlplane.states import RUNNING, SCOPE_CONNECT, show_state
 from runcode.controlplane.store.models import SessionRow, TokenRow, UserRow, UtcTime
-from runcode.controlplane.store.row_lists import render_rows, row_list
+from runcode.controlplane.store.row_lists import insert_rows, render_rows, row_list
 from runcode.core.errors import RunCodeError
 
 
@@ -101,12 +101,8 @@ _TOKEN = slice(9, 13)
 _HOLDER = slice(13, None)
 _CHANGING = ("token_id", "client", "created_at", "expires_at", "released_at")
 _STORED = ("user_id", "workspace_id", "fingerprint", "public_key", *_CHANGING)
-_fresh = row_list("fresh", n=Integer(), **_types(*_STORED))
 # Under the write lock ids grow in the order of the rows. They are asked for afterwards: with `returning`, sqlite3
 # gives Python's lock away and waits for it again at each row.
-_INSERT_FRESH = insert(_sessions).from_select(
-    _STORED, select(*(_fresh.c[name] for name in _STORED)).order_by(_fresh.c.n)
-)
 _SELECT_NEWEST = select(func.coalesce(func.max(_columns.id), 0))
 _SELECT_FRESH = select(_columns.id).where(_columns.id > bindparam("newest", type_=Integer())).order_by(_columns.id)
 _changed = row_list("changed", **_types("id", *_CHANGING))
@@ -156,9 +152,8 @@ def mint_all(
         rows = render_rows((row.id, *(getattr(row, name) for name in _CHANGING)) for row in changed.values())
         connection.execute(_UPDATE_CHANGED, {"changed": rows})
     if fresh:
-        rows = render_rows((n, *(getattr(row, name) for name in _STORED)) for n, row in enumerate(fresh))
         before = connection.execute(_SELECT_NEWEST).scalar_one()
-        connection.execute(_INSERT_FRESH, {"fresh": rows})
+        insert_rows(session, SessionRow, [{name: getattr(row, name) for name in _STORED} for row in fresh])
         newest = connection.execute(_SELECT_NEWEST).scalar_one()
         ids: Sequence[int] = range(before + 1, newest + 1)
         if len(ids) != len(fresh):
