@@ -51,8 +51,8 @@ async def _authenticate(scope: Scope) -> Caller:
 
 
 def _read_token(scope: Scope) -> str | None:
-    values = [value for name, value in scope["headers"] if name == b"authorization"]
-    scheme, _, token = values[0].decode("latin-1").partition(" ") if len(values) == 1 else ("", "", "")
+    headers = [value for name, value in scope["headers"] if name == b"authorization"]
+    scheme, _, token = headers[0].decode("latin-1").partition(" ") if len(headers) == 1 else ("", "", "")
     return token.strip() if scheme.lower() == "token" else None
 
 
