@@ -64,6 +64,10 @@ fmt: setup ## Format the code
 bench: setup ## Measure against bare ssh and a direct sshd: medians of interleaved runs, as ratios
 	@$(PY) benchmarks/bench.py
 
+.PHONY: bench-audit
+bench-audit: setup ## What an append and a page of the timeline cost at 1,000,000 audit records
+	@$(PY) benchmarks/audit.py
+
 .PHONY: mutate-guards
 mutate-guards: setup ## Take each named guard out of a copy of the code, and see a test fail
 	@$(PY) scripts/mutate_guards.py

@@ -242,6 +242,12 @@ def of_forward_cancel(person: Person, plane: ControlPlane) -> Documents:
     yield ended
 
 
+def of_history(person: Person, plane: ControlPlane) -> Documents:
+    told = person.json("history", "42")
+    assert [record["command"] for record in told] == ["make test", None]
+    yield told
+
+
 def of_stop(person: Person, plane: ControlPlane) -> Documents:
     stopped = person.json("stop")
     assert stopped == {"stopped": True, "workspace_id": 42, "detached": True}
@@ -309,6 +315,7 @@ CASES: dict[str, Callable[[Person, ControlPlane], Documents]] = {
     "forward": of_forward,
     "forward --list": of_forward_list,
     "forward --cancel": of_forward_cancel,
+    "history": of_history,
     "stop": of_stop,
     "disconnect": of_disconnect,
     "clean": of_clean,
@@ -403,6 +410,7 @@ def test_every_verb_of_the_operator_is_the_table(tmp_path: Path) -> None:
             time.sleep(0.2)
             ask("activity", "activity")
         assert {"connection", "command"} <= {row["kind"] for row in told["activity"]}
+        assert ask("audit verify", "audit", "verify")["ok"] is True
         ask("token", "token", "list")
         ask("workspace", "workspace", "list")
         ask("workspace", "workspace", "stop", "one")

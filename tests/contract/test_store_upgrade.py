@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, MetaData, select, text
 
+from runcode.controlplane.services.audit_statements import load_or_make_signer
+from runcode.controlplane.services.audit_verification import verify
 from runcode.controlplane.store import migrate, portable, postgres_database, sqlite_database, sqlite_file
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.location import Location
@@ -228,3 +230,46 @@ async def test_a_verb_of_a_newer_version_does_not_change_the_schema_under_a_runn
     assert "older RunCode" in caught.value.message
     assert "start (or restart) the server" in caught.value.resolution
     assert path.read_bytes() == before
+
+
+def add_events(path: Path, ids: range) -> None:
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.executemany(
+            "INSERT INTO events (id, gateway, subject_id, phase, kind, at, recorded_at, session_id, detail)"
+            " VALUES (?, 'embedded', ?, 'start', 'command', ?, ?, 4, ?)",
+            [
+                (
+                    number,
+                    f"{number:032x}",
+                    f"2026-11-23 22:00:00.{number:06d}",
+                    "2026-11-23 22:00:01.000000",
+                    '{"form": "exec", "text": "PGPASSWORD=hunter2 psql", "text_sha256": "ab"}',
+                )
+                for number in ids
+            ],
+        )
+    connection.close()
+
+
+@pytest.mark.parametrize("revision", ["0002", "0003"])
+async def test_events_of_before_are_chained_in_their_order_and_their_secrets_masked(
+    tmp_path: Path, revision: str
+) -> None:
+    path = tmp_path / "runcode.db"
+    make_old(path, revision)
+    # Retention had removed the first, and a hole is no fault of before.
+    add_events(path, range(101, 1300))
+    add_events(path, range(1350, 1400))
+    async with open_plane(tmp_path, ManualClock()) as plane:
+        await plane.events.end_missing("embedded", (), "the server ended")
+        signer = load_or_make_signer(plane.settings.audit_key)
+        report = await verify(plane.store, signer, None)
+    assert report.findings == []
+    assert (report.first, report.last) == (1, 2 * 1249)
+    assert "hunter2" not in str(ask(path, "SELECT detail FROM events"))
+    kept = ask(path, "SELECT subject_id FROM events WHERE id <= 1249 ORDER BY id")
+    assert [int(subject, 16) for (subject,) in kept] == [*range(101, 1300), *range(1350, 1400)]
+    assert ask(path, "SELECT detail FROM events WHERE id = 1")[0][0] == (
+        '{"form": "exec", "text": "PGPASSWORD=[masked] psql", "masked": 1}'
+    )

@@ -114,8 +114,8 @@ def test_a_failure_is_a_page_for_a_browser_and_json_for_a_program(browser: Brows
 
 
 def test_static_files_are_kept_for_a_year_by_their_content(browser: Browser, service: Service) -> None:
-    with browser.window(service.facts["web_base"]) as window:
-        window.open("/")
+    with browser.admin(service) as window:
+        window.open("/workspaces")
         addresses = window.page.evaluate(
             "[...document.querySelectorAll('link[href],script[src],img[src]')].map(e => e.href || e.src)"
         )

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from runcode.core.activity import Activity
     from runcode.core.wire import Workspace
 
 REPLY_MAX = 4 * 1024 * 1024
@@ -116,6 +117,40 @@ class Api:
         if not isinstance(body, dict) or body.get("error"):
             raise RunCodeError("http_error", wire.find_error_message(body) or "the server sent no bundle")
         return parse_bundle(body.get("bundle"))
+
+    def list_activity(
+        self,
+        workspace_id: int | None,
+        *,
+        before: int | None = None,
+        limit: int = 50,
+        session_id: int | None = None,
+        kind: str | None = None,
+        since_s: int | None = None,
+    ) -> tuple[list[Activity], int | None]:
+        """(what happened, newest first; the older page's cursor). One workspace's, or (None) this person's own.
+
+        Raises `unavailable` where the server has no such call.
+        """
+        from runcode.core.activity import parse_page
+
+        given = {"before": before, "limit": limit, "session": session_id, "kind": kind, "since_s": since_s}
+        query = "&".join(f"{name}={value}" for name, value in given.items() if value is not None)
+        path = "/activity" if workspace_id is None else f"/workspace/{workspace_id:d}/activity"
+        try:
+            return parse_page(self._call("GET", f"{path}?{query}"))
+        except RunCodeError as error:
+            if error.code != "not_found" or not self._may_use(workspace_id):
+                raise
+            raise RunCodeError(
+                "unavailable",
+                "this server does not tell what happened",
+                resolution="ask its operator for a version that has `runcode history`",
+            ) from error
+
+    def _may_use(self, workspace_id: int | None) -> bool:
+        """A server without a call and one without the workspace answer alike."""
+        return workspace_id is None or any(one.id == workspace_id for one in self.list_workspaces())
 
     def redeem_code(self, code: str, code_verifier: str) -> tuple[str, str]:
         """(token, e-mail address) for a browser login's one-time code. The token is as the server sent it."""

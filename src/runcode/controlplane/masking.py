@@ -24,8 +24,10 @@ A reference such as `$TOKEN` or `$(cat file)` is no secret and stays.
 
 from __future__ import annotations
 
+import bisect
 import re
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -36,9 +38,10 @@ from runcode.core.shellwords import join
 MASK: Final = "[masked]"
 _LEVELS_MAX = 4
 # Where the gateway has left out a long command's middle (`gateway.journal`): words beside it may be halves of secrets.
-_CUT = re.compile(r"(\S*+) …\[cut: ([0-9]{1,12}) bytes in all\]… (\S*+)")
+_CUT = re.compile(r" …\[cut: [0-9]{1,12} bytes in all\]… ")
+_BLANK = re.compile(r"\s")
 # A long call of our own client: cut, so that it cannot be read back, with our own quotes around the person's.
-_WRAPPED = "exec /usr/bin/env SHLVL=1 'RUNCODE_EXEC="
+_WRAPPED = "exec /usr/bin/env 'SHLVL=1' 'RUNCODE_EXEC="
 _COMMAND: Final = "command"
 Detail = Mapping[str, str | int | None]
 Pattern = re.Pattern[str]
@@ -62,7 +65,8 @@ def mask_detail(kind: str, detail: Detail, patterns: Sequence[Pattern] = ()) -> 
         kept["ours"] = 1
         text = asked
     elif text.startswith(_WRAPPED):
-        text = text.replace("'\\''", "'").replace("'\\''", "'")
+        # Quotes around quotes, of which the cut took some: without them the words stand where they stood.
+        text = "runcode exec -- " + text.replace("\\", "").replace("'", "").partition(" set -- ")[2]
     masked, count = mask_words(asked, patterns) if asked is not None else mask_text(text, patterns)
     kept["text"] = masked
     if count:
@@ -79,31 +83,34 @@ def mask_words(command: str, patterns: Sequence[Pattern] = ()) -> tuple[str, int
     if len(words) - start == 1:
         masked, count = mask_text(words[start], patterns)
         return join([*words[:start], masked]), count
+    inner = [mask_text(word, patterns) if _LOOKS_LIKE_COMMAND.search(word) else (word, 0) for word in words[start:]]
+    found = sum(count for _, count in inner)
     # Quoted by the plain rules of sh, which the lexer below reads.
-    masked, count = mask_text(" ".join(shlex.quote(word) for word in words), patterns)
-    if not count:
+    masked, count = mask_text(shlex.join(word for word, _ in inner), patterns)
+    if not count and not found:
         return command, 0
+    prefix = "".join(f"{word} " for word in words[:start])
     try:
-        return join(shlex.split(masked)), count
+        return prefix + join(shlex.split(masked)), count + found
     except ValueError:
-        return masked, count
+        return prefix + masked, count + found
 
 
 def mask_text(text: str, patterns: Sequence[Pattern] = ()) -> tuple[str, int]:
     """(the text without its secrets, how many were replaced)."""
     spans: list[tuple[int, int]] = []
-    for match in _CUT.finditer(text):
-        # A half cannot be told by its looks. Words of the language itself are spared by being short.
-        spans += [match.span(group) for group in (1, 3) if match.end(group) - match.start(group) >= _HALF_MIN]
+    # One cut is the gateway's; others are somebody's words.
+    if (cut := _CUT.search(text)) is not None:
+        # A half cannot be told by its looks.
+        before = max((text.rfind(blank, 0, cut.start()) for blank in " \t\n"), default=-1) + 1
+        after = _BLANK.search(text, cut.end())
+        spans += [(before, cut.start()), (cut.end(), after.start() if after is not None else len(text))]
     for pattern, group in rules.TOKENS:
         spans += [match.span(group) for match in pattern.finditer(text)]
     for pattern in patterns:
         spans += [match.span() for match in pattern.finditer(text) if match.end() > match.start()]
     _find_in_words(text, 0, len(text), spans, level=0)
     return _replace(text, spans)
-
-
-_HALF_MIN = 6
 
 
 # ---------------------------------------------------------------- words
@@ -119,26 +126,25 @@ _PIECE = re.compile(
 class _Word:
     """A shell word: where it stands in the text, and its value without quotes. `ends`: value offset → text offset."""
 
-    __slots__ = ("end", "parts", "start", "value")
+    __slots__ = ("end", "parts", "pieces", "size", "start", "value")
 
     def __init__(self) -> None:
         self.start = self.end = -1
         self.value = ""
+        self.size = 0
+        self.pieces: list[str] = []
         # (offset in the value, offset in the text) of each part.
         self.parts: list[tuple[int, int]] = []
 
     def append(self, text: str, start: int, end: int, outer_end: int) -> None:
-        self.parts.append((len(self.value), start))
-        self.value += text[start:end]
+        self.parts.append((self.size, start))
+        self.pieces.append(text[start:end])
+        self.size += end - start
         self.end = outer_end
 
     def position(self, offset: int) -> int:
         """Where the value's character at `offset` stands in the text."""
-        found = self.parts[0]
-        for part in self.parts:
-            if part[0] > offset:
-                break
-            found = part
+        found = self.parts[bisect.bisect_right(self.parts, (offset, sys.maxsize)) - 1]
         return found[1] + offset - found[0]
 
 
@@ -168,27 +174,36 @@ def _find_in_words(text: str, start: int, end: int, spans: list[tuple[int, int]]
             if level < _LEVELS_MAX and _LOOKS_LIKE_COMMAND.search(text, inner_start, inner_end):
                 _find_in_words(text, inner_start, inner_end, spans, level=level + 1)
         word.append(text, inner_start, inner_end, match.end())
-    for number, words in enumerate(commands):
+    for words in commands:
         _find_in_command(words, spans)
+    for number, words in enumerate(commands):
         if number + 1 < len(commands) and breaks[number] == "|":
             _find_in_pipe(words, commands[number + 1], spans)
 
 
+_SCRIPT_FOLLOWS = re.compile(r"-[a-z]{0,4}c")
 _LOOKS_LIKE_COMMAND = re.compile(r"[\s=:]")
 
 
 def _find_in_command(words: list[_Word], spans: list[tuple[int, int]]) -> None:
     """The words of one simple command: assignments, options that take secrets, programs that do."""
+    for word in words:
+        word.value = "".join(word.pieces)
     values = [word.value for word in words]
     for at, word in enumerate(words):
         name, is_assigned, value = word.value.partition("=")
+        if name.startswith("--") and "=" in value and not rules.is_secret_name(name):
+            # `--env=NAME=value`
+            name, _, value = word.value.rpartition("=") if value.count("=") == 1 else word.value.partition("=")
         following = words[at + 1] if at + 1 < len(words) else None
-        if is_assigned and rules.is_secret_name(name.removeprefix("+")):
+        if at and _SCRIPT_FOLLOWS.fullmatch(values[at - 1]):
+            # A whole command line, which was looked into already.
+            continue
+        if is_assigned and rules.is_secret_name(name.rpartition("=")[2]):
             _mask_from(word, len(name) + 1, value, spans)
-        elif not is_assigned and name.startswith("--") and following is not None and rules.is_secret_name(name):
-            if not following.value.startswith("--"):
-                _mask_from(following, 0, following.value, spans)
-        elif name.endswith(":") and following is not None and at == 0 and rules.is_secret_name(name[:-1]):
+        elif is_assigned or following is None or following.value.startswith("--"):
+            continue
+        elif name.startswith("--") and rules.is_secret_name(name):
             _mask_from(following, 0, following.value, spans)
     for at, offset in rules.find_by_program(values):
         _mask_from(words[at], offset, values[at][offset:], spans)

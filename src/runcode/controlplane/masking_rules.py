@@ -22,13 +22,11 @@ def _words(text: str) -> frozenset[str]:
 
 _PART = re.compile(r"[A-Z]++(?![a-z])|[A-Z]?[a-z]++|[0-9]++")
 _NAME_MAX = 128
-# A name is secret when its last word is one of these, …
-_SECRET_LAST = _words(
-    "password passwd passphrase passcode pass secret token credential credentials apikey authtoken pat"
-    " accesskey secretkey privatekey authkey passwort"
-)
-# … or has one of these anywhere, …
-_SECRET_ANYWHERE = frozenset(("password", "passwd", "passphrase", "secret", "apikey"))
+# A name is secret when its last part ends in one of these (`PGPASSWORD`), …
+_SECRET_ENDS = ("password", "passwd", "passphrase", "passcode", "passwort", "secret", "apikey", "token", "accesskey")
+_SECRET_LAST = _words("pass credential credentials secretkey privatekey authkey pat")
+# … or any part does in one of these, …
+_SECRET_ANYWHERE = ("password", "passwd", "passphrase", "secret", "apikey")
 # … or ends in `key` after one of these, or in `pwd`, `pw` or `auth` after anything (`PWD` is a folder).
 _KEYS = _words(
     "api access secret private encryption signing master account auth deploy service subscription storage shared app"
@@ -53,7 +51,7 @@ def is_secret_name(name: str) -> bool:
     last, before = parts[-1], parts[-2] if len(parts) > 1 else ""
     if last == "pass" and before in ("no", "by", "first", "last", "single", "two"):
         return False
-    if last in _SECRET_LAST or not _SECRET_ANYWHERE.isdisjoint(parts):
+    if last in _SECRET_LAST or last.endswith(_SECRET_ENDS) or any(part.endswith(_SECRET_ANYWHERE) for part in parts):
         return True
     if last == "key":
         return before in _KEYS
@@ -70,8 +68,9 @@ _REFERENCE = re.compile(
 
 
 def is_harmless(value: str) -> bool:
-    """A switch, a short number, or a reference to where the secret stands: nothing that has to be masked."""
-    if _HARMLESS.fullmatch(value):
+    """A switch, a short number, a path, or a reference to where the secret stands: nothing that has to be masked."""
+    # `TOKEN=$(…)` outside quotes ends before its bracket here.
+    if value == "$" or value.startswith(("./", "../", "~/")) or _HARMLESS.fullmatch(value):
         return True
     found = _REFERENCE.match(value)
     if found is None:
@@ -109,9 +108,9 @@ TOKENS: Final[tuple[tuple[re.Pattern[str], int], ...]] = tuple(
         # A JWT: two JSON objects in base64url, and a signature.
         (_EDGE + r"eyJ[A-Za-z0-9_-]{8,4096}+\.eyJ[A-Za-z0-9_-]{8,4096}+(?:\.[A-Za-z0-9_-]{0,4096}+)?+", 0),
         # A private key, to its end or, where it is cut, to the text's.
-        (r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----((?:(?!-----END)[\s\S])*+)", 1),
+        (r"-----BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----([\s\S]*?)(?=-----END|\Z)", 1),
         (
-            r"…\[cut: [0-9]{1,12} bytes in all\]… ((?:(?!-----)[A-Za-z0-9+/=\\\s])*+)"
+            r"…\[cut: [0-9]{1,12} bytes in all\]… ([A-Za-z0-9+/=\\\s]*+)"
             r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY",
             1,
         ),
@@ -125,7 +124,7 @@ TOKENS: Final[tuple[tuple[re.Pattern[str], int], ...]] = tuple(
         ),
         (r"(?i:\bbearer\s++)(?![$`<])([A-Za-z0-9._~+/=-]{8,4096}+)", 1),
         (r"(?i:\b(?:set-)?cookie:\s?+)(?![$`])([^'\"\n]{1,4096}+)", 1),
-        (r"(?i:\bx-[a-z-]{0,32}?(?:key|token|secret|auth|password):\s?+)(?![$`])([^\s'\"\n]{1,4096}+)", 1),
+        (r"(?i:(?<![^\s'\"])x-[a-z-]{0,32}?(?:key|token|secret|auth|password):\s?+)(?![$`])([^\s'\"\n]{1,4096}+)", 1),
         # JSON, and what looks like it, also with its quotes escaped.
         (r"\\?+[\"']" + _SECRET_FIELD + r"\\?+[\"']\s{0,8}+[:=]\s{0,8}+\\?+[\"'](?![$`])([^\"'\\\n]{1,4096}+)", 1),
         # A parameter of an address or a form.
@@ -146,20 +145,28 @@ TOKENS: Final[tuple[tuple[re.Pattern[str], int], ...]] = tuple(
 # ---------------------------------------------------------------- programs
 
 # Words that only run what follows them.
-_WRAPPERS = _words("sudo env time nice nohup exec command xargs doas stdbuf ionice setsid")
+_WRAPPERS = _words("runcode sudo env time nice nohup exec command xargs doas stdbuf ionice setsid")
 _PROGRAM_AT_MAX = 12
+
+
+def _find_program(values: Sequence[str]) -> int | None:
+    """Past assignments, and past what only runs another program, with its options."""
+    wrapped = False
+    for at, value in enumerate(values[:_PROGRAM_AT_MAX]):
+        name = value.rpartition("/")[2]
+        if "=" in value or value.startswith("-"):
+            continue
+        if name in _WRAPPERS:
+            wrapped = True
+        elif not wrapped or name in _KNOWN:
+            return at
+    return None
 
 
 def find_by_program(values: Sequence[str]) -> Iterator[tuple[int, int]]:
     """(word, offset in it) from where a known program takes a password, to the word's end."""
-    at = 0
-    while at < len(values) and at < _PROGRAM_AT_MAX:
-        word = values[at]
-        if "=" in word or word.startswith("-") or word in _WRAPPERS:
-            at += 1
-            continue
-        break
-    if at >= len(values):
+    at = _find_program(values)
+    if at is None:
         return
     program = values[at].rpartition("/")[2]
     rest = range(at + 1, len(values))
@@ -242,6 +249,8 @@ _USER_AND_PASSWORD = {
     "rpcclient": ("-U",),
     "net": ("-U",),
 }
+
+_KNOWN = frozenset((*_ATTACHED, *_SEPARATE, *_USER_AND_PASSWORD, "openssl", "kubectl", "htpasswd", "aws", "npm", "git"))
 
 
 def reads_password(values: Sequence[str]) -> bool:

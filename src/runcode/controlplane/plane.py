@@ -12,6 +12,7 @@ from pathlib import Path
 
 import argon2
 
+from runcode.controlplane.audit_checkpoints import Checkpointer, CheckpointPolicy
 from runcode.controlplane.changes import ChangeFeed
 from runcode.controlplane.clock import Clock, SystemClock
 from runcode.controlplane.masking import Pattern
@@ -19,6 +20,7 @@ from runcode.controlplane.metrics import Metrics
 from runcode.controlplane.readiness import Readiness
 from runcode.controlplane.retention import Retention, RetentionPolicy
 from runcode.controlplane.services.admission import Admission
+from runcode.controlplane.services.audit_statements import load_or_make_signer
 from runcode.controlplane.services.bootstrap import InitialAccess, initialise
 from runcode.controlplane.services.browser_logins import BrowserLogins
 from runcode.controlplane.services.census import Census
@@ -65,8 +67,18 @@ class ControlPlaneSettings:
     teams_by_anyone: bool = True
     retention: RetentionPolicy = field(default_factory=RetentionPolicy)
     masking: tuple[Pattern, ...] = ()
+    checkpoints: CheckpointPolicy | None = None
     oidc: OidcSettings | None = None
     oidc_policy: OidcPolicy = field(default_factory=OidcPolicy)
+
+    @property
+    def audit_key(self) -> Path:
+        return self.keys_folder / "audit_ed25519"
+
+    @property
+    def checkpoint_policy(self) -> CheckpointPolicy:
+        """By default beside the database, in a folder of its own."""
+        return self.checkpoints or CheckpointPolicy(self.keys_folder.parent / "audit" / "checkpoints.jsonl")
 
 
 class ControlPlane:
@@ -112,8 +124,10 @@ class ControlPlane:
             store, clock, client_ca=client_ca.public_line, workspace_ca=workspace_ca.public_line
         )
         self.changes = ChangeFeed(store)
-        # Started by the server only: a verb of the operator's prunes nothing.
-        self.retention = Retention(store, clock, self.events, settings.retention)
+        signer = load_or_make_signer(settings.audit_key)
+        # Started by the server only: a verb of the operator's prunes nothing, and signs nothing.
+        self.retention = Retention(store, clock, self.events, settings.retention, signer)
+        self.checkpoints = Checkpointer(store, clock, signer, settings.checkpoint_policy)
 
     @classmethod
     async def open(
@@ -160,4 +174,6 @@ class ControlPlane:
         await self.web_sessions.close()
         if self.oidc_sign_ins is not None:
             await self.oidc_sign_ins.provider.close()
+        # After everybody else: the last checkpoint vouches for what they wrote on their way out.
+        await self.checkpoints.close()
         await self.store.close()

@@ -58,6 +58,14 @@ class DataFolder:
         return self.keys / "gateway_host_ed25519"
 
     @property
+    def checkpoints(self) -> Path:
+        return self.path / "audit" / "checkpoints.jsonl"
+
+    @property
+    def audit_key(self) -> Path:
+        return self.keys / "audit_ed25519"
+
+    @property
     def initialised(self) -> bool:
         return self.marker.is_file()
 
@@ -285,7 +293,8 @@ class DataFolder:
         interrupted = any(name.startswith(_STAGING_PREFIX) for name in entries)
         ours = {name for name in entries if name.startswith(_STAGING_PREFIX)}
         if interrupted:
-            ours |= entries & {"runcode.db", "runcode.db-wal", "runcode.db-shm", "database.url", "keys", "runtimes"}
+            ours |= entries & {"runcode.db", "runcode.db-wal", "runcode.db-shm", "database.url"}
+            ours |= entries & {"keys", "runtimes", "audit"}
         if "runcode.db" in entries - ours:
             raise RunCodeError(
                 "io_error",

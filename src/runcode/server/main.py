@@ -112,6 +112,9 @@ def _run_up(options: argparse.Namespace) -> int:
             min_free_bytes=options.min_free_bytes,
             keep_events=options.keep_events,
             keep_ended_sessions_s=options.keep_ended_sessions_s,
+            audit_checkpoints=None if options.audit_checkpoints is None else Path(options.audit_checkpoints).absolute(),
+            audit_log=options.audit_log,
+            mask_file=None if options.mask_file is None else Path(options.mask_file),
             oidc=oidc,
             oidc_policy=oidc_policy,
             workspaces=read_up_options(options),
@@ -172,8 +175,9 @@ def _run_verb(options: argparse.Namespace) -> int:
             await plane.close()
 
     answer = asyncio.run(act())
-    print(json.dumps(answer.value, indent=1) if options.json else answer.text)
-    return 0
+    if answer.text or (options.json and answer.value is not None):
+        print(json.dumps(answer.value, indent=1) if options.json else answer.text)
+    return answer.exit_status
 
 
 def _run_restore(options: argparse.Namespace) -> int:
@@ -311,6 +315,15 @@ def make_parser() -> argparse.ArgumentParser:
     activity.add_argument("workspace", nargs="?", metavar="WS", help="one workspace's only: title or id")
     activity.add_argument("--limit", type=_positive, default=50, metavar="N", help="at most N lines (default: 50)")
 
+    audit = _add_noun(nouns, "audit", "the record of everything that was done, and whether it is whole")
+    verify = _add_verb(
+        audit, "verify", "verify_audit", "read all of it, and tell what was changed since it was written"
+    )
+    verify.add_argument("--checkpoints", metavar="FILE", help="the signed checkpoints (DIR/audit/checkpoints.jsonl)")
+    verify.add_argument("--public-key", metavar="FILE", help="the audit key's public half (DIR/keys/audit_ed25519.pub)")
+    export = _add_verb(audit, "export", "export_audit", "all records as JSON lines, oldest first")
+    export.add_argument("--after", type=_number, default=0, metavar="N", help="only those after record N (default: 0)")
+
     backup = _add_verb(nouns, "backup", "make_backup", "the database and the keys into one private file, at any time")
     backup.add_argument("file", metavar="FILE", help="a new file; nothing is overwritten")
     restore = _add_verb(nouns, "restore", "restore", "a new data folder and database from a backup")
@@ -418,6 +431,13 @@ def _add_up(nouns: argparse._SubParsersAction[_Parser]) -> None:
     up.add_argument(
         "--keep-events", type=_positive, metavar="N", help="how many events `activity` can look back on (100000)"
     )
+    up.add_argument(
+        "--audit-checkpoints",
+        metavar="FILE",
+        help="where the audit's signed checkpoints go: best another disk (DIR/audit/checkpoints.jsonl)",
+    )
+    up.add_argument("--audit-log", action="store_true", help="write each checkpoint of the audit to the log as well")
+    up.add_argument("--mask-file", metavar="FILE", help="more patterns of secrets in commands, one a line")
     _add_front(up)
     up.add_argument(
         "--log-format",
@@ -502,6 +522,10 @@ def _add_verb(
 
 def _add_data_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", metavar="DIR", help=f"the server's data folder (or {_DATA_DIR_VARIABLE})")
+
+
+def _number(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
 
 
 def _add_database(parser: argparse.ArgumentParser) -> None:

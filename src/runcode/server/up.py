@@ -25,7 +25,10 @@ from pathlib import Path
 
 import asyncssh
 
+from runcode.controlplane.audit_checkpoints import CheckpointPolicy
 from runcode.controlplane.idle_watch import IdleWatch
+from runcode.controlplane.masking import Pattern
+from runcode.controlplane.masking_rules import parse_patterns
 from runcode.controlplane.plane import ControlPlane, ControlPlaneSettings
 from runcode.controlplane.reconciler import Reconciler
 from runcode.controlplane.retention import RetentionPolicy
@@ -67,6 +70,9 @@ class UpOptions(Value):
     min_free_bytes: int | None = None
     keep_events: int | None = None
     keep_ended_sessions_s: int | None = None
+    audit_checkpoints: Path | None = None
+    audit_log: bool = False
+    mask_file: Path | None = None
     oidc: OidcSettings | None = None
     oidc_policy: OidcPolicy = OidcPolicy()
     workspaces: WorkspaceOptions = WorkspaceOptions()
@@ -148,6 +154,7 @@ async def _run(
     stack.push_async_callback(reconciler.close if options.keep_workspaces else reconciler.stop_all)
 
     plane.retention.start()
+    plane.checkpoints.start()
     # What this gateway left open is told from what another server's has open now.
     gateway_name = f"{EMBEDDED}-{folder.load_place()}" if plane.store.shared else EMBEDDED
     facts: dict[str, object] = {"ssh_host": None, "ssh_port": None}
@@ -253,6 +260,7 @@ def _settings(folder: DataFolder, options: UpOptions) -> ControlPlaneSettings:
         retention = replace(retention, events_max=options.keep_events)
     if options.keep_ended_sessions_s is not None:
         retention = replace(retention, ended_sessions_for=datetime.timedelta(seconds=options.keep_ended_sessions_s))
+    checkpoints = CheckpointPolicy(options.audit_checkpoints or folder.checkpoints, to_log=options.audit_log)
     remembered = folder.load_location()
     if options.database is not None and not isinstance(remembered, PostgresUrl):
         raise RunCodeError(
@@ -269,7 +277,19 @@ def _settings(folder: DataFolder, options: UpOptions) -> ControlPlaneSettings:
         oidc_policy=options.oidc_policy,
         workspaces=make_policy(folder.path, options.workspaces),
         teams_by_anyone=options.workspaces.teams_by_anyone,
+        masking=() if options.mask_file is None else _read_patterns(options.mask_file),
+        checkpoints=checkpoints,
     )
+
+
+def _read_patterns(path: Path) -> tuple[Pattern, ...]:
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return parse_patterns(file.read(64 * 1024))
+    except OSError as error:
+        raise RunCodeError(
+            "io_error", f"{path} cannot be read: {error.strerror}", resolution="name another with --mask-file FILE"
+        ) from error
 
 
 def _public_line(host_key: Path) -> str:

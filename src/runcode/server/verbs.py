@@ -1,8 +1,8 @@
 """The operator's verbs beside `up`: workspaces, on the same database while the server runs.
 
 Those for people and tokens are in `identity_verbs`, for sessions and activity in `activity_verbs`, for stuck
-workspaces in `repair_verbs`, for the database and its backup in `database_verbs` and `backup_verbs`; `main` finds
-all of them here.
+workspaces in `repair_verbs`, for the audit in `audit_verbs`, for the database and its backup in
+`database_verbs` and `backup_verbs`; `main` finds all of them here.
 
 Owns: what each verb does and what it answers. Every answer is a JSON-able value
 and a text for people; `main` prints one of them. The rules are the control
@@ -24,6 +24,7 @@ from runcode.controlplane.states import DELETED, RUNNING
 from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import Endpoint, TcpEndpoint, UnixEndpoint
 from runcode.server.activity_verbs import list_activity, list_sessions, revoke_sessions
+from runcode.server.audit_verbs import export_audit, verify_audit
 from runcode.server.backup_verbs import make_backup
 from runcode.server.data_folder import DataFolder
 from runcode.server.database_verbs import check as check_database
@@ -76,6 +77,7 @@ __all__ = [
     "delete_team",
     "disable_user",
     "enable_user",
+    "export_audit",
     "invite_user",
     "link_identity",
     "list_activity",
@@ -97,6 +99,7 @@ __all__ = [
     "sign_user_out",
     "unlink_identities",
     "vacuum_database",
+    "verify_audit",
 ]
 
 Verb = Callable[[ControlPlane, DataFolder, Namespace], Awaitable[Answer]]

@@ -240,7 +240,7 @@ async def test_rows_that_go_in_as_one_parameter_come_out_as_single_ones_do(plane
     now = datetime.datetime(2026, 11, 25, 1, 2, 3, 45, tzinfo=datetime.timezone(datetime.timedelta(hours=2)))
     row = {
         "gateway": "g", "phase": "note", "kind": "k", "at": now, "recorded_at": now, "started_at": None,
-        "workspace_id": 2**40, "detail": {"by": "é'\"\\", "n": 7, "none": None},
+        "workspace_id": 2**40, "detail": {"by": "é'\"\\", "n": 7, "none": None}, "hash": "0" * 64,
     }  # fmt: skip
     async with plane.store.write() as session:
         session.add(EventRow(subject_id="one", **row))

@@ -72,7 +72,11 @@ async def find_signed_in(request: Request) -> SignedInBrowser | None:
         plane = plane_of(request)
         require_own_origin(request, plane)
         raw_secret = read_cookie(request, SESSION_COOKIE)
-        found = await plane.web_sessions.find_signed_in(raw_secret, await visitor_of(request)) if raw_secret else None
+        found = None
+        if raw_secret:
+            # What an open page asks for by itself is no sign of a person: it must not keep an idle browser signed in.
+            counts = "part" not in request.query_params
+            found = await plane.web_sessions.find_signed_in(raw_secret, await visitor_of(request), counts=counts)
         request.state.signed_in = found
         if found is not None:
             note_caller(request, found.caller)

@@ -141,8 +141,8 @@ class WebSessions:
         await audit.note(session, audit.SIGNED_IN, now, caller=caller, detail=detail)
         return NewWebSession(id=row.id, secret=secret)
 
-    async def find_signed_in(self, raw_secret: str, visitor: Visitor) -> SignedInBrowser | None:
-        """Who is signed in with this cookie; None without a word on why not."""
+    async def find_signed_in(self, raw_secret: str, visitor: Visitor, *, counts: bool = True) -> SignedInBrowser | None:
+        """Who is signed in with this cookie; None without a word on why not. `counts`: the person is using it."""
         if _SECRET.fullmatch(raw_secret) is None:
             return None
         now = self._clock.now()
@@ -164,7 +164,8 @@ class WebSessions:
         if found is None:
             return None
         row, user = found
-        self._note_use(row, now)
+        if counts:
+            self._note_use(row, now)
         fresh = now - row.created_at < self.policy.fresh
         return SignedInBrowser(_as_caller(row, user, visitor.source), row.created_at, fresh)
 
