@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 from collections.abc import AsyncIterator
 
@@ -50,6 +51,19 @@ def stop_reading(raw: RawClient, leg: ClientLeg) -> None:
     raw._transport.pause_reading()
 
 
+async def read_slowly(raw: RawClient) -> None:
+    """A buffer's worth at a time, with pauses: several patiences in all."""
+    for _ in range(30):
+        if raw._transport is None:
+            return
+        raw._transport.resume_reading()
+        await asyncio.sleep(0.001)
+        if raw._transport is None:
+            return
+        raw._transport.pause_reading()
+        await asyncio.sleep(0.04)
+
+
 def die(box: HostileBox) -> None:
     assert box._transport is not None
     box._transport.abort()
@@ -81,21 +95,25 @@ async def test_a_reader_slower_than_the_patience_gets_everything(scene: Scene) -
         await scene.until(lambda: leg._transport is not None and leg._transport.get_write_buffer_size() > 100_000)
         die(box)
         await scene.until(lambda: leg.is_over)
-        # Reads of a single buffer's worth, with pauses: several patiences in all.
-        for _ in range(30):
-            if raw._transport is None:
-                break
-            raw._transport.resume_reading()
-            await asyncio.sleep(0.001)
-            if raw._transport is None:
-                break
-            raw._transport.pause_reading()
-            await asyncio.sleep(0.04)
+        await read_slowly(raw)
         if raw._transport is not None:
             raw._transport.resume_reading()
         assert [(await raw.take(94))[0] for _ in range(20)] == [94] * 20
         await raw.wait_gone()
         assert raw.disconnect_reason == GONE
+
+
+async def test_whoever_is_cut_gets_no_more_however_he_reads(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """His access has ended: what waits for him is not his any more."""
+    left = itertools.count(1 << 30, -1)
+    monkeypatch.setattr(asyncssh_ending, "_count_untaken", lambda _transport: next(left))
+    async with both_ends(scene) as (raw, box, leg):
+        stop_reading(raw, leg)
+        for _ in range(20):
+            box.send_raw(data(bytes(10_000)))
+        await scene.until(lambda: leg._transport is not None and leg._transport.get_write_buffer_size() > 100_000)
+        leg.cut("access ended")
+        await scene.until(lambda: leg.is_over and leg._lingering is None)
 
 
 async def test_a_client_that_takes_nothing_is_not_waited_for(scene: Scene) -> None:

@@ -19,6 +19,7 @@ from runcode.gateway.admission import AdmissionPolicy
 from runcode.gateway.asyncssh_legs import ClientLeg
 from runcode.gateway.packets import render_string as s
 from runcode.gateway.packets import render_uint32 as u
+from runcode.server.front import GatewayNumbers
 from support.gateway_box import Scene, connect_asyncssh, open_scene
 from support.gateway_raw import HostileBox, RawClient, hostile_box, raw_client
 
@@ -308,7 +309,12 @@ async def test_without_our_framing_everything_works_and_is_said(
             finished = await client.run("cat; exit 7", options=("RekeyLimit=1M",), stdin=sent)
             assert (finished.status, finished.stdout == sent) == (7, True)
             health = scene.gateway.health()
+            told = {metric.name: metric.samples for metric in GatewayNumbers(scene.gateway).collect()}
     assert health.framing_obstacle == "its trial failed"
+    assert told["runcode_gateway_own_framing"][0].value == 0
+    assert {sample.labels["way"] for sample in told["runcode_gateway_data_packet_bytes"] if sample.value} == {
+        "handled_singly"
+    }
     assert health.resealed_bytes == 0
     assert health.singly_bytes > 12 * _MB
     assert any("by asyncssh's own framing: its trial failed" in record.getMessage() for record in caplog.records)

@@ -163,6 +163,8 @@ class Client:
     title: str
     port: int
     host_line: str
+    # As `Ciphers` in the configuration; OpenSSH before 10 prefers aes256-ctr by itself, which goes the slow way.
+    ciphers: str = ""
     processes: list[asyncio.subprocess.Process] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -193,6 +195,7 @@ class Client:
   LogLevel ERROR
   ConnectTimeout 20
 """
+            + (f"  Ciphers {self.ciphers}\n" if self.ciphers else "")
         )
 
     def argv(self, *arguments: str, program: str = "ssh", options: tuple[str, ...] = ()) -> list[str]:

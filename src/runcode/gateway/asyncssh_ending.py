@@ -14,7 +14,7 @@ and bytes are bounded, and the time is short for strangers and for those who are
 
 Guarantee: what was queued for a peer that goes on taking it arrives, however slowly it
 reads, the reason of the end included: only then, or once nothing more is taken for
-`LINGER_S`, or after `_LINGER_MAX_S`, is the socket closed.
+`LINGER_S`, or after `LINGER_MAX_S`, is the socket closed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 LINGER_S = 5.0
 STRANGER_LINGER_S = 1.0
 _CUT_LINGER_S = 0.3
-_LINGER_MAX_S = 60.0
+LINGER_MAX_S = 60.0
 # What a peer may still send behind our last word: more than any client's windows let it have under way.
 _THROWN_AWAY_MAX = 64 * 1024 * 1024
 
@@ -51,6 +51,8 @@ class EndingConnection(SSHConnection):
     def _prepare_ending(self) -> None:
         self._farewell: tuple[int, str] | None = None
         self._linger_s = STRANGER_LINGER_S
+        # May a peer that goes on reading make it longer? Not a stranger, nor one whose access has ended.
+        self._linger_max_s = 0.0
         self._lingering: asyncio.Transport | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
         self._thrown_away = 0
@@ -72,7 +74,7 @@ class EndingConnection(SSHConnection):
 
     def cut(self, reason: str) -> None:
         if self._transport is not None:
-            self._linger_s = _CUT_LINGER_S
+            self._linger_s, self._linger_max_s = _CUT_LINGER_S, 0.0
             self._farewell = (asyncssh.DISC_BY_APPLICATION, reason)
             self._say_farewell()
         elif self._lingering is not None:
@@ -138,7 +140,7 @@ class EndingConnection(SSHConnection):
                     transport.write_eof()
                 except OSError:
                     transport.abort()
-            self._linger(transport, self._loop.time() + _LINGER_MAX_S, None)
+            self._linger(transport, self._loop.time() + self._linger_max_s, None)
         self._loop.call_soon(self._cleanup, exc)
 
     def _linger(self, transport: asyncio.Transport, until: float, untaken_before: int | None) -> None:

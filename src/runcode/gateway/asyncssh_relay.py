@@ -31,7 +31,7 @@ from asyncssh.packet import SSHPacket, SSHPacketLogger, String
 
 from runcode.gateway import packets
 from runcode.gateway.asyncssh_cipher import GcmPackets
-from runcode.gateway.asyncssh_ending import LINGER_S, EndingConnection
+from runcode.gateway.asyncssh_ending import LINGER_MAX_S, LINGER_S, EndingConnection
 from runcode.gateway.asyncssh_slimming import NOBODY_WAITS, forget_handshake
 from runcode.gateway.relay import Leg
 
@@ -100,7 +100,7 @@ class RelayedConnection(EndingConnection):
         """From here on messages 80–100 go to `owner`. Call it when the peer has authenticated."""
         self.owner = owner
         self._max_recv_pktlen = PACKET_MAX
-        self._linger_s = LINGER_S
+        self._linger_s, self._linger_max_s = LINGER_S, LINGER_MAX_S
 
     def pair_with(self, peer: RelayedConnection) -> None:
         """Let each leg's slowness hold the other's reading."""

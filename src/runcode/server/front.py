@@ -200,6 +200,15 @@ class GatewayNumbers(Collector):
         relayed.add_metric(("to_box",), health.bytes_to_boxes)
         relayed.add_metric(("to_client",), health.bytes_to_clients)
         yield relayed
+        framed = CounterMetricFamily("runcode_gateway_data_packet_bytes", "Packets of data, by way.", labels=("way",))
+        framed.add_metric(("resealed_in_place",), health.resealed_bytes)
+        framed.add_metric(("handled_singly",), health.singly_bytes)
+        yield framed
+        yield GaugeMetricFamily(
+            "runcode_gateway_own_framing",
+            "1: data is resealed in place; 0: the slow way.",
+            health.framing_obstacle is None,
+        )
         yield GaugeMetricFamily(
             "runcode_gateway_feed_age_seconds", "Since the change feed last spoke; +Inf: never.", health.feed_age_s
         )
