@@ -48,7 +48,7 @@ class CheckpointPolicy:
 
 @dataclass(frozen=True)
 class AuditStanding:
-    """For an admin: where the chain stands, what was signed last (not verified here), and what is in the way."""
+    """For an admin: where the chain stands, what was signed last (unchecked), what is in the way."""
 
     head: ChainHead
     last: Statement | None
