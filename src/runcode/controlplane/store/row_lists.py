@@ -53,7 +53,7 @@ def insert_rows(session: Session, table: type[DeclarativeBase], rows: Sequence[M
     if rows:
         names = tuple(rows[0])
         statement = _make_insert(cast(Table, table.__table__), names)
-        session.execute(statement, {"rows": render_rows([row[name] for name in names] for row in rows)})
+        session.connection().execute(statement, {"rows": render_rows([row[name] for name in names] for row in rows)})
 
 
 @functools.cache
@@ -63,6 +63,8 @@ def _make_insert(table: Table, names: tuple[str, ...]) -> Insert:
     return insert(table).from_select(names, select(*(rows.c[name] for name in names)))
 
 
+# The rows of one transaction share their times.
+@functools.lru_cache(maxsize=256)
 def _render_time(value: object) -> str:
     if not isinstance(value, datetime.datetime):
         raise TypeError(f"a {type(value).__name__} in a row")
