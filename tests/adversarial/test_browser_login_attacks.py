@@ -48,7 +48,13 @@ async def plane(tmp_path: Path, clock: ManualClock, monotonic: Monotonic) -> Asy
         await opened.users.create_user(ANN, PASSWORD)
         await opened.users.create_user(EVE, EVES_PASSWORD)
         opened.sign_ins = SignIns(
-            opened.store, opened.clock, opened.users, opened.web_sessions, opened.proofs, monotonic=monotonic
+            opened.store,
+            opened.clock,
+            opened.users,
+            opened.web_sessions,
+            opened.proofs,
+            opened.refusals,
+            monotonic=monotonic,
         )
         yield opened
 

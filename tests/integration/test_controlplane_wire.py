@@ -156,7 +156,7 @@ async def test_me_health_and_front_page(plane: ControlPlane, server: HttpServer)
     page = await server.call("GET", "/")
     assert page.status == 200
     assert page.headers["content-type"].startswith("text/html")
-    assert b"runcode login --paste" in page.raw
+    assert b"<b>runcode login</b>" in page.raw
     assert "default-src 'none'" in page.headers["content-security-policy"]
 
 

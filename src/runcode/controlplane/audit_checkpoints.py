@@ -46,6 +46,15 @@ class CheckpointPolicy:
     to_log: bool = False
 
 
+@dataclass(frozen=True)
+class AuditStanding:
+    """For an admin: where the chain stands, what was signed last (unchecked), what is in the way."""
+
+    head: ChainHead
+    last: Statement | None
+    trouble: str | None
+
+
 class Checkpointer:
     """Made with the control plane. `trouble` is None, or what an operator has to know, in one line."""
 
@@ -79,6 +88,16 @@ class Checkpointer:
         if written:
             self._last_written_s = asyncio.get_running_loop().time()
         return written
+
+    async def load_standing(self) -> AuditStanding:
+        """Raises RunCodeError when the database cannot be read."""
+        async with self._store.read() as session:
+            head = await load_head(session)
+        try:
+            last = await asyncio.to_thread(find_last_checkpoint, self._policy.path)
+        except OSError as error:
+            return AuditStanding(head, None, f"{self._policy.path} cannot be read: {error.strerror}")
+        return AuditStanding(head, last, self.trouble)
 
     async def _run(self) -> None:
         await self._try_once(force=True)

@@ -37,6 +37,7 @@ from runcode.controlplane.services.oidc_records import OidcPolicy, OidcSettings
 from runcode.controlplane.services.people import People
 from runcode.controlplane.services.proofs import Proofs
 from runcode.controlplane.services.quotas import Quotas
+from runcode.controlplane.services.refusals import Refusals
 from runcode.controlplane.services.sessions import SessionPolicy, Sessions, SshEndpointHolder
 from runcode.controlplane.services.shares import Shares
 from runcode.controlplane.services.sign_in_links import SignInLinks
@@ -101,7 +102,8 @@ class ControlPlane:
         policy = WebSessionPolicy() if secure else PLAIN_HTTP
         self.tokens = Tokens(store, clock, fresh_for=None if secure else policy.fresh)
         self.web_sessions = WebSessions(store, clock, policy)
-        self.sign_ins = SignIns(store, clock, self.users, self.web_sessions, self.proofs)
+        self.refusals = Refusals(store, clock)
+        self.sign_ins = SignIns(store, clock, self.users, self.web_sessions, self.proofs, self.refusals)
         self.sign_in_links = SignInLinks(store, clock, self.web_sessions)
         self.browser_logins = BrowserLogins(store, clock, self.tokens, self.proofs)
         self.device_logins = DeviceLogins(store, clock, self.tokens, self.proofs)
@@ -160,8 +162,16 @@ class ControlPlane:
         from runcode.controlplane.services.oidc_provider import OidcProvider
 
         provider = OidcProvider(settings, self.clock)
-        policy = self.settings.oidc_policy
-        return OidcSignIns(self.store, self.clock, self.web_sessions, self.identities, self.proofs, provider, policy)
+        return OidcSignIns(
+            self.store,
+            self.clock,
+            self.web_sessions,
+            self.identities,
+            self.proofs,
+            provider,
+            self.settings.oidc_policy,
+            self.refusals,
+        )
 
     async def initialise(self, admin_email: str) -> InitialAccess | None:
         """At the first start: an admin and a token. None when there are users already."""

@@ -106,6 +106,7 @@ async def show_health(request: Request, plane: Plane, caller: SignedInAdmin) -> 
         reasons=[(name, wording.describe_reason(name)) for name in reasons],
         endpoint=plane.ssh_endpoint.find(),
         offers=plane.offers.list_offers(),
+        audit=await plane.checkpoints.load_standing(),
     )
 
 

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from runcode.controlplane.clock import Clock
-from runcode.controlplane.services import audit
 from runcode.controlplane.services.identities import Identities
 from runcode.controlplane.services.oidc_records import Attempt, Claims, OidcPolicy, Provider
 from runcode.controlplane.services.proofs import Proofs
+from runcode.controlplane.services.refusals import Refusals
 from runcode.controlplane.services.web_sessions import METHOD_OIDC, NewWebSession, Visitor, WebSessions
 from runcode.controlplane.store.engine import Store
 from runcode.core.errors import RunCodeError
@@ -58,6 +58,7 @@ class OidcSignIns:
         proofs: Proofs,
         provider: Provider,
         policy: OidcPolicy,
+        refusals: Refusals,
     ) -> None:
         self._store = store
         self._clock = clock
@@ -65,6 +66,7 @@ class OidcSignIns:
         self._identities = identities
         self._proofs = proofs
         self._policy = policy
+        self._refusals = refusals
         self._waiting = 0
         self._turn = asyncio.Semaphore(CALLS_AT_ONCE)
         self.provider = provider
@@ -133,10 +135,5 @@ class OidcSignIns:
             raise
 
     async def _note_refusal(self, claims: Claims, visitor: Visitor) -> None:
-        async with self._store.write() as session:
-            detail: audit.Detail = {
-                "by": claims.verified_email or claims.subject[:100],
-                "issuer": claims.issuer,
-                "source": visitor.source[:64],
-            }
-            await audit.note(session, audit.SIGN_IN_REFUSED, self._clock.now(), detail=detail)
+        by = claims.verified_email or claims.subject[:100]
+        await self._refusals.note({"by": by, "issuer": claims.issuer, "source": visitor.source[:64]})

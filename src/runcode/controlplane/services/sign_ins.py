@@ -21,13 +21,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from runcode.controlplane.clock import Clock
 from runcode.controlplane.records import Caller, UserRecord
-from runcode.controlplane.services import audit, inputs
+from runcode.controlplane.services import inputs
 from runcode.controlplane.services.proofs import Proofs
+from runcode.controlplane.services.refusals import Refusals
 from runcode.controlplane.services.sign_in_pace import SignInPace
 from runcode.controlplane.services.users import CheckedPassword, Users
 from runcode.controlplane.services.web_sessions import (
@@ -64,6 +64,7 @@ class SignIns:
         users: Users,
         web_sessions: WebSessions,
         proofs: Proofs,
+        refusals: Refusals,
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -72,6 +73,7 @@ class SignIns:
         self._users = users
         self._web_sessions = web_sessions
         self._proofs = proofs
+        self._refusals = refusals
         self._pace = SignInPace(monotonic)
         self._turn = asyncio.Semaphore(CHECKS_AT_ONCE)
         self._waiting = 0
@@ -139,10 +141,7 @@ class SignIns:
     async def _note_refusal(self, account: str, visitor: Visitor) -> None:
         """Written for accounts that do not exist too: else a clock would tell them apart."""
         shown = account if account.isprintable() else "?"
-        async with self._store.write() as session:
-            user_id = await session.scalar(select(UserRow.id).where(UserRow.email == account))
-            detail: audit.Detail = {"by": shown, "source": visitor.source[:64]}
-            await audit.note(session, audit.SIGN_IN_REFUSED, self._clock.now(), user_id=user_id, detail=detail)
+        await self._refusals.note({"by": shown, "source": visitor.source[:64]}, account=account)
 
 
 async def _load_unchanged(session: AsyncSession, checked: CheckedPassword) -> UserRow:

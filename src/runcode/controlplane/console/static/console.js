@@ -40,19 +40,20 @@ function showAway(away) {
   if (place) place.hidden = !away;
 }
 
+let lastSaid = "";
 document.addEventListener("DOMContentLoaded", () => addCopyButtons(document));
 document.addEventListener("htmx:afterSettle", (event) => {
   addCopyButtons(event.target);
   // The states may have changed: whoever does not see them hears it once.
   const said = event.target.querySelector && event.target.querySelector("[data-said]");
-  if (said && said.dataset.said !== addCopyButtons.said) {
-    addCopyButtons.said = said.dataset.said;
-    announce(said.dataset.said);
+  if (said && said.dataset.said !== lastSaid) {
+    lastSaid = said.dataset.said;
+    announce(lastSaid);
   }
+});
+// A person acts anew: what went wrong before is no news any more.
+document.addEventListener("htmx:beforeRequest", (event) => {
+  if (event.target.matches("form")) document.getElementById("notice").replaceChildren();
 });
 document.addEventListener("htmx:sendError", () => showAway(true));
 document.addEventListener("htmx:afterOnLoad", () => showAway(false));
-// A form that asks first: without a script the page that follows asks.
-document.addEventListener("change", (event) => {
-  if (event.target.matches("[data-submits]")) event.target.form.requestSubmit();
-});
