@@ -96,6 +96,9 @@ class PostgresDatabase:
     async def begin_write(self, session: AsyncSession) -> None:
         await session.execute(text(f"SELECT pg_advisory_xact_lock({_WRITE_LOCK})"))
 
+    async def announce(self, session: AsyncSession) -> None:
+        await session.execute(text(f"SELECT pg_notify('{_CHANNEL}', '')"))
+
     async def run_write(self, work: Callable[[Session], _T]) -> _T:
         """The driver has no thread: its waits lie between the statements."""
         session = AsyncSession(self.writer, expire_on_commit=False)
@@ -106,9 +109,6 @@ class PostgresDatabase:
             return done
         finally:
             await session.close()
-
-    async def announce(self, session: AsyncSession) -> None:
-        await session.execute(text(f"SELECT pg_notify('{_CHANNEL}', '')"))
 
     async def open_probe(self, listen: Callable[[Callable[[], None]], Callable[[], None]]) -> CommitProbe:
         connection = await _connect(self.url)
