@@ -1,8 +1,9 @@
 """Many rows as one parameter, to be joined with or inserted from: the database unpacks them, not Python.
 
-Owns: how SQLite and Postgres unpack a JSON array. A statement made from it is compiled
-once, whatever the number of rows; binding each value by itself costs more than
-all the rest of a small insert. Called by services whose transactions serve many.
+Owns: how SQLite and Postgres unpack a JSON array, and how rows are added. A statement made
+from such an array is compiled once, whatever the number of rows; SQLAlchemy's binding of each
+value costs more than all the rest of a small insert. In SQLite rows that are added are bound
+past it. Called by services whose transactions serve many.
 
 Source: sqlite.org/json1.html; postgresql.org/docs/current/functions-json.html.
 """
