@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import http.client
 import json
+import sqlite3
 import subprocess
 import threading
 import time
@@ -27,7 +29,7 @@ from runcode.runtimes.local.layout import Layout
 from runcode.runtimes.local.runtime import LocalRuntime
 from runcode.server.data_folder import DataFolder
 from support.controlplane_fakes import ManualClock, make_reconciler, open_plane, until
-from support.runtime_boxes import find_host_processes
+from support.runtime_boxes import find_host_processes, wait_until
 from support.service import RUNCODE, SERVER, Laptop, Service, processes_mentioning, running_service
 
 pytest_plugins = ["support.runtime_fixtures"]
@@ -151,11 +153,17 @@ def test_starts_from_everywhere_at_once_make_one_box_and_all_succeed(
 # ------------------------------------------------------------------ stop during start
 
 
+def find_desired(service: Service, title: str) -> str:
+    with contextlib.closing(sqlite3.connect(service.data_dir / "runcode.db")) as connection:
+        return str(connection.execute("SELECT desired_state FROM workspaces WHERE title = ?", [title]).fetchone()[0])
+
+
 def test_a_stop_during_a_start_wins_and_whoever_waits_is_told(service: Service) -> None:
     workspace_id = make(service, "hesitant")
     for _ in range(3):
         starting = start_operator(service, "workspace", "start", "hesitant")
-        time.sleep(0.6)
+        # The wish to start is written down: what comes next comes after it.
+        assert wait_until(lambda: find_desired(service, "hesitant") == "running", 60)
         stopped = service.operator("workspace", "stop", "hesitant")
         assert stopped.stdout.startswith("stopped hesitant")
         out, err = starting.communicate(timeout=90)
