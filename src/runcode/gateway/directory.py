@@ -50,10 +50,15 @@ class WorkspaceFacts:
 
 @dataclass(frozen=True)
 class AdmissionFacts:
-    """Everything known about (title, key). Both parts are looked up always, found or not."""
+    """Everything known about (title, key). Both parts are looked up always, found or not.
+
+    `client_authorities` are the client CAs (`algorithm base64`) whose certificates
+    count just now; none: no certificate does.
+    """
 
     session: SessionFacts | None
     workspace: WorkspaceFacts | None
+    client_authorities: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,8 @@ def _run_up(options: argparse.Namespace) -> int:
             workspaces=read_up_options(options),
             database=find_named_database(options.database, options.database_file),
             keys=None if options.keys is None else Path(options.keys).absolute(),
+            client_ca=None if options.client_ca == "off" else options.client_ca,
+            trusted_client_cas=None if options.trusted_client_cas is None else Path(options.trusted_client_cas),
         )
     )
 
@@ -437,6 +439,16 @@ def _add_up(nouns: argparse._SubParsersAction[_Parser]) -> None:
         help="where the audit's signed checkpoints go: best another disk (DIR/audit/checkpoints.jsonl)",
     )
     up.add_argument("--audit-log", action="store_true", help="write each checkpoint of the audit to the log as well")
+    certificates = up.add_argument_group("certificates for clients that can use them")
+    certificates.add_argument(
+        "--client-ca",
+        default="off",
+        metavar="off|disk|file:PATH|agent:SOCKET",
+        help="what signs them: the data folder's own key, a file's, or an ssh agent's (default: %(default)s)",
+    )
+    certificates.add_argument(
+        "--trusted-client-cas", metavar="FILE", help="public keys, one a line, whose certificates still count"
+    )
     up.add_argument("--mask-file", metavar="FILE", help="more patterns of secrets in commands, one a line")
     _add_front(up)
     up.add_argument(

@@ -122,7 +122,12 @@ async def mint_session(request: Request) -> Response:
         raw_client=body.get("client"),
     )
     plane_of(request).metrics.count_mint()
-    return JSONResponse({"error": False, "bundle": render_bundle(grant)})
+    certificate = None
+    if body.get("certificates") is True:
+        certificate = await plane_of(request).client_certificates.certify(
+            grant, user_id=caller.user_id, raw_public_key=body.get("public_key")
+        )
+    return JSONResponse({"error": False, "bundle": render_bundle(grant, certificate)})
 
 
 async def _read_workspace_id(request: Request) -> int:

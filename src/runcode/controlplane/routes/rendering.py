@@ -116,10 +116,12 @@ def render_offer(offer: RuntimeOffer) -> dict[str, object]:
     }
 
 
-def render_bundle(grant: SessionGrant) -> dict[str, object]:
+def render_bundle(grant: SessionGrant, certificate: str | None = None) -> dict[str, object]:
     endpoint = grant.endpoint
     title = grant.session.workspace_title
+    shown = {} if certificate is None else {"certificate": certificate}
     return {
+        **shown,
         "session_id": grant.session.id,
         "host": endpoint.host,
         "port": endpoint.port,

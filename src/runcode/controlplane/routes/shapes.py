@@ -169,6 +169,11 @@ class Bundle(Shape):
     ssh_config: str = Field(examples=["Host …"])
     expires_at: str = Field(json_schema_extra={"format": "date-time"}, examples=["2026-11-23T22:15:00Z"])
     workdir: str = Field(examples=["/home/ubuntu/workspace"])
+    certificate: str | None = Field(
+        None,
+        description="For a caller that can use one, while the server makes any; absent otherwise.",
+        examples=["ssh-ed25519-cert-v01@openssh.com AAAA…"],
+    )
 
 
 class Minted(Shape):
