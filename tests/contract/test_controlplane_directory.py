@@ -30,6 +30,7 @@ class Adapter:
         facts = await self._plane.admission.load_admission_facts(title, key_fingerprint)
         found, box = facts.session, facts.workspace
         return AdmissionFacts(
+            policy=facts.policy,
             session=None if found is None else SessionFacts(**vars(found)),
             workspace=None
             if box is None

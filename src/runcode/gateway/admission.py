@@ -23,6 +23,7 @@ import datetime
 import ipaddress
 from dataclasses import dataclass, field
 
+from runcode.core.channel_policy import EVERYTHING, ChannelPolicy
 from runcode.core.certificate_names import CertifiedSession, parse_key_id
 from runcode.core.errors import UnsafeInput
 from runcode.gateway.client_certificates import USER_CERTIFICATE, ClientCertificate, read_option_text
@@ -69,11 +70,15 @@ class Offer:
 
 @dataclass(frozen=True)
 class Route:
-    """Admitted. `obstacle` is set when the identity is good but there is nowhere to go; a person reads it."""
+    """Admitted, for what `policy` allows.
+
+    `obstacle` is set when the identity is good but there is nowhere to go; a person reads it.
+    """
 
     session: SessionFacts
     workspace: WorkspaceFacts
     obstacle: str | None = None
+    policy: ChannelPolicy = EVERYTHING
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,9 @@ def may_continue(offer: Offer, facts: AdmissionFacts, policy: AdmissionPolicy, *
         return Refusal("the key belongs to another session now")
     if decision.workspace.workspace_id != opened_as.workspace.workspace_id:
         return Refusal("the title belongs to another workspace now")
+    if not decision.policy.covers(opened_as.policy):
+        # What is open under the old one cannot all be told apart; whoever connects anew has the new one.
+        return Refusal("less is allowed now than when it was opened")
     return decision
 
 
@@ -144,7 +152,7 @@ def _decide(offer: Offer, facts: AdmissionFacts, policy: AdmissionPolicy) -> Rou
     if not workspace.running or (workspace.socket_path is None and workspace.address is None):
         title = workspace.title
         return Route(session, workspace, f"workspace {title} is not running: type `runcode connect {title} --start`")
-    return Route(session, workspace)
+    return Route(session, workspace, policy=facts.policy)
 
 
 def _find_objection(

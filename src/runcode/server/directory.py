@@ -27,6 +27,7 @@ class InProcessDirectory:
         return AdmissionFacts(
             session=_session_facts(found.session),
             workspace=_workspace_facts(found.workspace),
+            policy=found.policy,
             client_authorities=self._plane.client_certificates.authorities,
         )
 

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, NoReturn
 from runcode import __version__
 from runcode.core.errors import RunCodeError
 from runcode.core.terminal import printable, printable_lines
-from runcode.server.workspace_options import add_up_options, parse_idle, parse_limit, read_up_options
+from runcode.server.workspace_options import (
+    add_policy_options, add_up_options, parse_idle, parse_limit, read_up_options,
+)
 
 if TYPE_CHECKING:
     from runcode.server.front import FrontOptions
@@ -284,6 +286,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     token = _add_noun(nouns, "token", "API tokens, one for each machine of a person")
     create = _add_verb(token, "create", "create_token", "make one; prints it once, alone")
+    add_policy_options(create)
     create.add_argument("name", metavar="NAME", help="what it is for, such as laptop")
     create.add_argument("--user", metavar="EMAIL", help="whose (default: the first admin)")
     create.add_argument("--expires-days", type=_positive, metavar="N", help="end it after N days (default: never)")
@@ -380,6 +383,7 @@ def make_parser() -> argparse.ArgumentParser:
     change.add_argument("--custom-title", metavar="TEXT", help="a free name for people")
     change.add_argument("--size", metavar="SIZE", help="from its next start on")
     change.add_argument("--idle", type=parse_idle, metavar="TIME", help="30m, 12h, never, or default (what `up` says)")
+    add_policy_options(change)
     share = _add_verb(workspace, "share", "share_workspace", "let somebody else in, or a team")
     unshare = _add_verb(workspace, "unshare", "unshare_workspace", "shut them out again, at once")
     for sharing in (share, unshare):

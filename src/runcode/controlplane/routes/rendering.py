@@ -18,6 +18,7 @@ from runcode.controlplane.records import (
 from runcode.controlplane.services.offers import RuntimeOffer
 from runcode.core import hostkeys, wire
 from runcode.core.bundle import render_timestamp
+from runcode.core.channel_policy import render_policy
 from runcode.runtimes.base import SizeLimits
 
 
@@ -39,6 +40,7 @@ def render_workspace(workspace: WorkspaceRecord) -> dict[str, object]:
         "size": workspace.size,
         "size_pending": workspace.size_pending,
         "idle_stop_after_s": workspace.idle_stop_after_s,
+        "policy": render_policy(workspace.policy),
         "active_at": None if workspace.active_at is None else render_timestamp(workspace.active_at),
         "stop_cause": workspace.stop_cause,
         "explanation": workspace.explanation,

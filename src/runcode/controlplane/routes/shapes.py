@@ -108,6 +108,10 @@ class Workspace(Shape):
         description="Stopped after so many seconds without use; 0: never; null: as the server's default says.",
         examples=[None],
     )
+    policy: dict[str, bool | str | int | None] = Field(
+        description="What connections may do: forwarding by kind, destinations, sessions, channels a minute.",
+        examples=[{"direct": True, "destinations": "network", "sessions": None}],
+    )
     active_at: str | None = Field(
         description="When it was last in use, to about a minute.",
         json_schema_extra={"format": "date-time"},

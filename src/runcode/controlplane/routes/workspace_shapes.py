@@ -45,12 +45,30 @@ class CreateWorkspaceRequest(Request):
     idle_stop_after_s: int | None = Field(None, description=_IDLE, ge=0, le=IDLE_MAX_S, examples=[3600])
 
 
+class ChannelPolicyRequest(BaseModel):
+    """What is absent stays as it is."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    direct: bool = Field(True, description="Local and dynamic forwards.")
+    remote: bool = Field(True, description="Listeners in the box.")
+    streamlocal: bool = Field(True, description="Forwards of unix sockets, either way.")
+    agent: bool = True
+    x11: bool = True
+    destinations: Literal["network", "loopback"] = "network"
+    sessions: int | None = Field(None, ge=1, le=SESSIONS_MAX, description="At once, on one connection.")
+    opens_per_minute: int | None = Field(None, ge=1, le=OPENS_PER_MINUTE_MAX)
+
+
 class ChangeWorkspaceRequest(Request):
     """What is absent stays. A box that runs has another size from its next start on."""
 
     custom_title: str | None = Field(None, max_length=CUSTOM_TITLE_MAX, examples=["Billing API"])
     size: str | None = Field(None, max_length=40, examples=["small"])
     idle_stop_after_s: int | None = Field(None, description=_IDLE, ge=0, le=IDLE_MAX_S, examples=[3600])
+    policy: ChannelPolicyRequest | None = Field(
+        None, description="Laid over what is there; null: everything again. Wider connections are cut."
+    )
 
 
 class Session(Shape):
