@@ -64,7 +64,9 @@ FORGERIES: dict[str, Forgery] = {
     "valid never": lambda scene, client: certify(scene, client, valid_after=now() + 60, valid_before=now() - 60),
     "a host's": lambda scene, client: certify(scene, client, kind=2),
     "of no kind": lambda scene, client: certify(scene, client, kind=0),
-    "an unknown critical option": lambda scene, client: certify(scene, client, options=(("force-command", "127.0.0.1"),)),
+    "an unknown critical option": lambda scene, client: certify(
+        scene, client, options=(("force-command", "127.0.0.1"),)
+    ),
     "one option twice": lambda scene, client: certify(
         scene, client, options=(("source-address", "127.0.0.1"), ("source-address", "127.0.0.1"))
     ),

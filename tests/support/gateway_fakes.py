@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import asyncssh
 
+from runcode.core.channel_policy import EVERYTHING, ChannelPolicy
 from runcode.core.errors import RunCodeError
 from runcode.core.hostkeys import parse_public_key
 from runcode.gateway.directory import AdmissionFacts, ChangeBatch, SessionFacts, WorkspaceFacts
@@ -34,6 +35,7 @@ class FakeDirectory:
     ca: asyncssh.SSHKey = field(default_factory=lambda: asyncssh.generate_private_key("ssh-ed25519"))
     client_ca: asyncssh.SSHKey = field(default_factory=lambda: asyncssh.generate_private_key("ssh-ed25519"))
     client_authorities: frozenset[str] = frozenset()
+    policy: ChannelPolicy = EVERYTHING
     workspaces: dict[str, WorkspaceFacts] = field(default_factory=dict)
     sessions: dict[str, SessionFacts] = field(default_factory=dict)
     heartbeats: bool = True
@@ -117,6 +119,7 @@ class FakeDirectory:
             session=self.sessions.get(key_fingerprint),
             workspace=self.workspaces.get(title),
             client_authorities=self.client_authorities,
+            policy=self.policy,
         )
 
     async def sign_workspace_certificate(self, *, session_id: int, workspace_id: int, public_key: str) -> str:

@@ -23,8 +23,8 @@ import datetime
 import ipaddress
 from dataclasses import dataclass, field
 
-from runcode.core.channel_policy import EVERYTHING, ChannelPolicy
 from runcode.core.certificate_names import CertifiedSession, parse_key_id
+from runcode.core.channel_policy import EVERYTHING, ChannelPolicy
 from runcode.core.errors import UnsafeInput
 from runcode.gateway.client_certificates import USER_CERTIFICATE, ClientCertificate, read_option_text
 from runcode.gateway.directory import AdmissionFacts, SessionFacts, WorkspaceFacts

@@ -21,7 +21,11 @@ from runcode import __version__
 from runcode.core.errors import RunCodeError
 from runcode.core.terminal import printable, printable_lines
 from runcode.server.workspace_options import (
-    add_policy_options, add_up_options, parse_idle, parse_limit, read_up_options,
+    add_policy_options,
+    add_up_options,
+    parse_idle,
+    parse_limit,
+    read_up_options,
 )
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from runcode.controlplane.routes.shapes import Shape, Workspace
 from runcode.controlplane.services.inputs import CUSTOM_TITLE_MAX, EMAIL_MAX, IDLE_MAX_S, LIMIT_MAX, NAME_MAX
+from runcode.core.channel_policy import OPENS_PER_MINUTE_MAX, SESSIONS_MAX
 from runcode.core.names import TITLE_MAX
 
 _TIME: Final[dict[str, Any]] = {"format": "date-time"}
@@ -45,10 +46,8 @@ class CreateWorkspaceRequest(Request):
     idle_stop_after_s: int | None = Field(None, description=_IDLE, ge=0, le=IDLE_MAX_S, examples=[3600])
 
 
-class ChannelPolicyRequest(BaseModel):
+class ChannelPolicyRequest(Request):
     """What is absent stays as it is."""
-
-    model_config = ConfigDict(extra="forbid")
 
     direct: bool = Field(True, description="Local and dynamic forwards.")
     remote: bool = Field(True, description="Listeners in the box.")
