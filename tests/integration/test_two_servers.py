@@ -202,6 +202,8 @@ def test_one_server_that_is_killed_takes_nothing_of_the_others_with_it(pair: Pai
 
 def test_the_database_goes_away_for_both_and_comes_back(pair: Pair, cluster: Cluster, laptop: Laptop) -> None:
     """A restart of Postgres: calls fail while it is down, and nobody has to restart a server."""
+    # It was started anew meanwhile, on another port.
+    laptop.login(pair.first)
     pair.first.operator("workspace", "create", "patient")
     pair.first.operator("workspace", "start", "patient")
     laptop.runcode("connect", "patient", "--wait")
