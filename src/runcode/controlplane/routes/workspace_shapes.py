@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from runcode.controlplane.routes.shapes import Shape, Workspace
 from runcode.controlplane.services.inputs import CUSTOM_TITLE_MAX, EMAIL_MAX, IDLE_MAX_S, LIMIT_MAX, NAME_MAX
-from runcode.core.channel_policy import OPENS_PER_MINUTE_MAX, SESSIONS_MAX
 from runcode.core.names import TITLE_MAX
 
 _TIME: Final[dict[str, Any]] = {"format": "date-time"}
@@ -46,27 +45,16 @@ class CreateWorkspaceRequest(Request):
     idle_stop_after_s: int | None = Field(None, description=_IDLE, ge=0, le=IDLE_MAX_S, examples=[3600])
 
 
-class ChannelPolicyRequest(Request):
-    """What is absent stays as it is."""
-
-    direct: bool = Field(True, description="Local and dynamic forwards.")
-    remote: bool = Field(True, description="Listeners in the box.")
-    streamlocal: bool = Field(True, description="Forwards of unix sockets, either way.")
-    agent: bool = True
-    x11: bool = True
-    destinations: Literal["network", "loopback"] = "network"
-    sessions: int | None = Field(None, ge=1, le=SESSIONS_MAX, description="At once, on one connection.")
-    opens_per_minute: int | None = Field(None, ge=1, le=OPENS_PER_MINUTE_MAX)
-
-
 class ChangeWorkspaceRequest(Request):
     """What is absent stays. A box that runs has another size from its next start on."""
 
     custom_title: str | None = Field(None, max_length=CUSTOM_TITLE_MAX, examples=["Billing API"])
     size: str | None = Field(None, max_length=40, examples=["small"])
     idle_stop_after_s: int | None = Field(None, description=_IDLE, ge=0, le=IDLE_MAX_S, examples=[3600])
-    policy: ChannelPolicyRequest | None = Field(
-        None, description="Laid over what is there; null: everything again. Wider connections are cut."
+    policy: dict[str, bool | int | str | None] | None = Field(
+        None,
+        description="Laid over what is there; null: everything again. Connections opened under a wider one are cut.",
+        examples=[{"agent": False, "destinations": "loopback", "sessions": 4}],
     )
 
 
