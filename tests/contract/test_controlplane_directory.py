@@ -11,11 +11,15 @@ import pytest
 
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.reconciler import Reconciler
+from runcode.controlplane.services.tokens import TokenBounds
 from runcode.controlplane.store.location import Location
+from runcode.controlplane.store.models import WorkspaceRow
+from runcode.core.channel_policy import EVERYTHING, ChannelPolicy
+from runcode.core.errors import RunCodeError
 from runcode.gateway.directory import AdmissionFacts, ChangeBatch, SessionFacts, WorkspaceFacts
 from runcode.runtimes.base import TcpEndpoint, UnixEndpoint
 from support.controlplane_fakes import FakeRuntime, make_reconciler, open_plane, set_endpoint, until
-from support.gateway_directory_contract import DirectoryContract
+from support.gateway_directory_contract import DirectoryContract, find_batch, new_key
 
 OWNER = "ann@example.org"
 
@@ -30,6 +34,7 @@ class Adapter:
         facts = await self._plane.admission.load_admission_facts(title, key_fingerprint)
         found, box = facts.session, facts.workspace
         return AdmissionFacts(
+            policy=facts.policy,
             session=None if found is None else SessionFacts(**vars(found)),
             workspace=None
             if box is None
@@ -99,6 +104,44 @@ async def world(tmp_path: Path, location: Location) -> AsyncIterator[World]:
 
 
 class TestControlPlaneDirectory(DirectoryContract):
+    async def test_the_policy_is_what_workspace_and_token_both_allow(self, world: World) -> None:
+        plane = world._plane
+        workspace_id = await world.add_running_workspace("alpha-8")
+        line, fingerprint = new_key()
+        bounds = TokenBounds(policy=ChannelPolicy(agent=False, sessions=4))
+        token = await plane.tokens.create_token(OWNER, "narrow", bounds=bounds)
+        caller = await plane.tokens.authenticate(token.plaintext)
+        session_id = (await plane.sessions.register_session(caller, workspace_id, raw_public_key=line)).session.id
+
+        async def policy(key: str = fingerprint) -> ChannelPolicy:
+            return (await world.directory.load_admission_facts("alpha-8", key)).policy
+
+        assert await policy() == bounds.policy
+        assert await policy(new_key()[1]) == EVERYTHING
+        feed = world.directory.watch_changes()
+        assert (await anext(feed)).everything
+        changed = await plane.workspaces.update_workspace("alpha-8", policy={"x11": False, "sessions": 9})
+        assert changed.policy == ChannelPolicy(x11=False, sessions=9)
+        await find_batch(feed, lambda batch: workspace_id in batch.workspace_ids)
+        await feed.aclose()  # type: ignore[attr-defined]
+        assert await policy() == ChannelPolicy(agent=False, x11=False, sessions=4)
+        # What is said is laid over what is there; null is everything again.
+        await plane.workspaces.update_workspace("alpha-8", policy={"sessions": None, "destinations": "loopback"})
+        assert await policy() == ChannelPolicy(agent=False, x11=False, sessions=4, destinations="loopback")
+        await plane.workspaces.update_workspace("alpha-8", policy=None)
+        assert await policy() == bounds.policy
+        for bad in ({"sessions": 0}, {"other": True}, {"direct": "no"}, [], "off"):
+            with pytest.raises(RunCodeError) as raised:
+                await plane.workspaces.update_workspace("alpha-8", policy=bad)
+            assert raised.value.code == "bad_request"
+        # A session is of no use to anybody whose stored policy cannot be read but for shells.
+        async with plane.store.write() as session:
+            row = await session.get(WorkspaceRow, workspace_id)
+            assert row is not None
+            row.policy = {"direct": "yes"}
+        assert (await policy()).covers(ChannelPolicy(agent=False)) is False
+        assert session_id > 0
+
     async def test_a_change_of_another_process_is_told_within_a_heartbeat_or_two(self, world: World) -> None:
         line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFh"
         await world.add_running_workspace("alpha-9")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import asyncssh
 
+from runcode.core.channel_policy import EVERYTHING, ChannelPolicy
 from runcode.core.errors import RunCodeError
 from runcode.core.hostkeys import parse_public_key
 from runcode.gateway.directory import AdmissionFacts, ChangeBatch, SessionFacts, WorkspaceFacts
@@ -32,6 +33,9 @@ class FakeDirectory:
     """`heartbeats` off: the feed falls silent. `lookups` off: facts cannot be loaded."""
 
     ca: asyncssh.SSHKey = field(default_factory=lambda: asyncssh.generate_private_key("ssh-ed25519"))
+    client_ca: asyncssh.SSHKey = field(default_factory=lambda: asyncssh.generate_private_key("ssh-ed25519"))
+    client_authorities: frozenset[str] = frozenset()
+    policy: ChannelPolicy = EVERYTHING
     workspaces: dict[str, WorkspaceFacts] = field(default_factory=dict)
     sessions: dict[str, SessionFacts] = field(default_factory=dict)
     heartbeats: bool = True
@@ -49,6 +53,11 @@ class FakeDirectory:
         return self.ca.export_public_key("openssh").decode().strip()
 
     # -- arranging the world ------------------------------------------------
+
+    def trust(self, *authorities: asyncssh.SSHKey) -> None:
+        """Certificate mode: these are the client CAs now."""
+        lines = (each.export_public_key("openssh").decode().split()[:2] for each in authorities)
+        self.client_authorities = frozenset(" ".join(line) for line in lines)
 
     def add_workspace(self, title: str, *, host_key: str, **endpoint: object) -> WorkspaceFacts:
         number = self._take_id()
@@ -106,7 +115,12 @@ class FakeDirectory:
             await asyncio.sleep(self.delay_s)
         if not self.lookups:
             raise RunCodeError("unavailable", "the directory is down")
-        return AdmissionFacts(session=self.sessions.get(key_fingerprint), workspace=self.workspaces.get(title))
+        return AdmissionFacts(
+            session=self.sessions.get(key_fingerprint),
+            workspace=self.workspaces.get(title),
+            client_authorities=self.client_authorities,
+            policy=self.policy,
+        )
 
     async def sign_workspace_certificate(self, *, session_id: int, workspace_id: int, public_key: str) -> str:
         session = next((s for s in self.sessions.values() if s.session_id == session_id), None)

@@ -99,10 +99,14 @@ class RawClient(SSHClientConnection):
         signer: asyncssh.SSHKey | None = None,
         signed_user: str | None = None,
         algorithm: bytes | None = None,
+        certificate: bytes | None = None,
     ) -> bytes:
         """A request for `user` with `key`; the signature may be of another key or for another user."""
         algorithm = algorithm or key.sig_algorithms[0]
         tail = b"\x01" + s(algorithm) + s(key.public_data)
+        if certificate is not None:
+            length = int.from_bytes(certificate[:4], "big")
+            tail = b"\x01" + s(certificate[4 : 4 + length]) + s(certificate)
         covered = s(self._session_id) + self.auth_request(signed_user or user, b"publickey", tail)
         signature = (signer or key).sign(covered, (signer or key).sig_algorithms[0] if signer else algorithm)
         return self.auth_request(user, b"publickey", tail) + s(signature)

@@ -49,6 +49,7 @@ TEAM_LEFT: Final = "team_left"
 TEAM_UNSHARED: Final = "team_unshared"
 CREATED: Final = "created"
 START_REQUESTED: Final = "start_requested"
+POLICY_CHANGED: Final = "policy_changed"
 SHARED: Final = "shared"
 
 # What takes access away; the others only give it, or wake the reconciler.
@@ -63,6 +64,7 @@ WITHDRAWALS: Final = frozenset(
         STOP_REQUESTED,
         DELETE_REQUESTED,
         WORKSPACE_DOWN,
+        POLICY_CHANGED,
     )
 )
 # `retention` forgets what is older; a follower that far behind is told `everything`.

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from runcode.controlplane.states import RUNNING, SCOPES, STOPPED, STOPPED_BY_OPERATOR, STOPPED_IDLE, show_state
+from runcode.core.channel_policy import EVERYTHING, ChannelPolicy
 from runcode.runtimes.base import STANDARD_SIZE, Endpoint
 
 # How an API token came about.
@@ -103,6 +104,7 @@ class WorkspaceRecord:
     created_at: datetime.datetime
     role: str | None = None
     size: str = STANDARD_SIZE
+    policy: ChannelPolicy = EVERYTHING
     idle_stop_after_s: int | None = None
     active_at: datetime.datetime | None = None
     box_size: str | None = None

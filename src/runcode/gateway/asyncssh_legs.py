@@ -5,8 +5,8 @@ a decision about who may pass. Called by `ssh_server` and `server` (client leg) 
 by `workspace_leg` (box leg).
 
 Only the modules `asyncssh_*` touch asyncssh's private parts. What is changed here:
-options are read anew for each authentication; that is left out. Certificates of
-clients are never looked at.
+options are read anew for each authentication; that is left out. asyncssh's own
+check of client certificates is never reached.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from asyncssh.connection import SSHClientConnection, SSHServerConnection
 from asyncssh.packet import SSHPacket, String
 from asyncssh.public_key import decode_ssh_public_key
 
+from runcode.core.errors import UnsafeInput
 from runcode.gateway.asyncssh_framing import FramedConnection, Framing
 from runcode.gateway.asyncssh_relay import LegOwner
+from runcode.gateway.client_certificates import is_certificate, read_certificate
+from runcode.gateway.packets import MalformedPacket
 from runcode.gateway.relay import Leg
 
 MSG_USERAUTH_REQUEST = 50
@@ -112,8 +115,10 @@ class ClientLeg(FramedConnection, SSHServerConnection):
             algorithm = SSHPacket(signature).get_string().decode("ascii", "replace")
             if algorithm not in SIGNATURE_ALGORITHMS:
                 return False
-            return decode_ssh_public_key(key_data).verify(String(self._session_id) + msg, signature)
-        except (ValueError, asyncssh.KeyImportError):
+            # Who presents a certificate proves to hold the key inside it (PROTOCOL.certkeys).
+            key_blob = read_certificate(key_data).key_blob if is_certificate(key_data) else key_data
+            return decode_ssh_public_key(key_blob).verify(String(self._session_id) + msg, signature)
+        except (ValueError, asyncssh.KeyImportError, MalformedPacket, UnsafeInput):
             return False
 
 

@@ -9,9 +9,11 @@ message 80–100, and by `connection`, which brings the workspace leg.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Protocol
 
+from runcode.core.channel_policy import EVERYTHING, ChannelPolicy
 from runcode.core.terminal import printable
 from runcode.gateway.packets import CHANNEL_EXTENDED_DATA, CHANNEL_WINDOW_ADJUST
 from runcode.gateway.relay import Leg, PacketRelay, RelayLimits, RelayObserver, Violation
@@ -48,6 +50,7 @@ class Bridge:
         name: str,
         *,
         limits: RelayLimits,
+        policy: ChannelPolicy = EVERYTHING,
         max_early_bytes: int,
         observer: RelayObserver | None = None,
         explain: Callable[[str], None] | None = None,
@@ -61,7 +64,9 @@ class Bridge:
         # Where a leg's packets go, once there are two: looked up once for each data packet.
         self._passes_to: dict[Leg, Callable[[bytes], None]] = {}
         self._name = name
-        self._relay = PacketRelay(limits, on_refusal=self._log_refusal, observer=observer)
+        self._relay = PacketRelay(
+            limits, policy=policy, clock_s=time.monotonic, on_refusal=self._log_refusal, observer=observer
+        )
         self._early: list[tuple[Leg, bytes]] = []
         self._early_bytes = 0
         self._max_early_bytes = max_early_bytes

@@ -65,6 +65,7 @@ class GatewayConnection:
             leg,
             self._name,
             limits=policy.relay,
+            policy=route.policy,
             max_early_bytes=policy.max_early_bytes,
             observer=self._journal,
             explain=self._find_out_why,

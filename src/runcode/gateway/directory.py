@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Protocol
 
+from runcode.core.channel_policy import EVERYTHING, ChannelPolicy
+
 
 @dataclass(frozen=True)
 class SessionFacts:
@@ -50,10 +52,17 @@ class WorkspaceFacts:
 
 @dataclass(frozen=True)
 class AdmissionFacts:
-    """Everything known about (title, key). Both parts are looked up always, found or not."""
+    """Everything known about (title, key). Both parts are looked up always, found or not.
+
+    `client_authorities` are the client CAs (`algorithm base64`) whose certificates
+    count just now; none: no certificate does. `policy` is what the workspace and the
+    session's token both allow.
+    """
 
     session: SessionFacts | None
     workspace: WorkspaceFacts | None
+    client_authorities: frozenset[str] = frozenset()
+    policy: ChannelPolicy = EVERYTHING
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,11 @@ def render_string(text: bytes) -> bytes:
     return len(text).to_bytes(4, "big") + text
 
 
+def render_channel_request(recipient: int, name: bytes, *, want_reply: bool) -> bytes:
+    """Without anything of the type's own."""
+    return bytes((CHANNEL_REQUEST,)) + render_uint32(recipient) + render_string(name) + bytes((want_reply,))
+
+
 def render_request_failure() -> bytes:
     return bytes((REQUEST_FAILURE,))
 

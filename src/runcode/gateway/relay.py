@@ -2,7 +2,7 @@
 
 Owns: the rules of the relay, as a state machine that takes decrypted payloads
 and yields the packets to send, and what an observer hears of it. Never: sockets,
-asyncssh, time. Called by `bridge` for every message but 93–95 (window, data),
+asyncssh; its clock is given. Called by `bridge` for every message but 93–95 (window, data),
 which no rule touches: of those, data is only counted.
 
 Threat: the box is hostile to the client's machine: it may open agent, X11 or
@@ -21,16 +21,21 @@ Guarantee:
   channel that it belongs to: a request ahead of the channel's confirmation, or
   after its close, ends the connection. What the box says about one channel
   never counts for another.
+- What the policy forbids never reaches the box, whatever its spelling: channel
+  opens and global requests are refused here, in order. A forbidden agent or X11
+  request goes on as one that no sshd knows, so that the box refuses it in its
+  turn; and were it to agree, its channels are refused all the same.
 """
 
 from __future__ import annotations
 
 import enum
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from runcode.core.channel_policy import EVERYTHING, ChannelPolicy
 from runcode.core.terminal import printable
 from runcode.gateway import packets
 from runcode.gateway.packets import MalformedPacket, Reader
@@ -89,6 +94,8 @@ _BOX_CHANNEL_REQUESTS = frozenset(
     {b"exit-status", b"exit-signal", b"xon-xoff", b"eow@openssh.com", b"keepalive@openssh.com"}
 )
 _PROGRAMS = frozenset({b"exec", b"shell", b"subsystem"})
+_FORBIDDEN_REQUEST = b"forbidden@runcode"
+_PACE_S = 60.0
 
 _Listener = tuple[bytes, int]
 _TARGET_MAX = 1024
@@ -189,10 +196,16 @@ class PacketRelay:
         self,
         limits: RelayLimits | None = None,
         *,
+        policy: ChannelPolicy = EVERYTHING,
+        clock_s: Callable[[], float] = lambda: 0.0,
         on_refusal: Callable[[Leg, str], None] | None = None,
         observer: RelayObserver | None = None,
     ) -> None:
         self._limits = limits or RelayLimits()
+        self._policy = policy
+        self._clock_s = clock_s
+        # When the client's latest channels were asked for; no more of them than the policy's pace counts.
+        self._opened_at: deque[float] = deque(maxlen=policy.opens_per_minute or 1)
         self._on_refusal = on_refusal
         self._observer: RelayObserver = observer or _NOBODY
         self.up = 0
@@ -263,6 +276,10 @@ class PacketRelay:
         if source is Leg.CLIENT and name.endswith((b"forward", b"forward@openssh.com")):
             if not name.startswith(b"cancel-") and self._listener_count() >= self._limits.listeners:
                 self._refused(source, "one listener too many:", name)
+                return self._answer_here(source, want_reply)
+            if not name.startswith(b"cancel-") and not self._allows_listener(name):
+                self._refused(source, "forbidden:", name)
+                self._observer.channel_refused(name, source, _read_listener(name, reader))
                 return self._answer_here(source, want_reply)
             on_answer = self._note_listener(name, reader)
         if want_reply:
@@ -344,17 +361,54 @@ class PacketRelay:
         if self.open_channels >= self._limits.channels:
             refusal = packets.OPEN_RESOURCE_SHORTAGE
         elif source is Leg.CLIENT:
-            refusal = 0 if kind in _CLIENT_CHANNELS else packets.OPEN_UNKNOWN_CHANNEL_TYPE
+            refusal = self._judge_open(kind, Reader(payload, reader.at))
         else:
             refusal = (
                 0 if self._was_asked_for(kind, Reader(payload, reader.at)) else packets.OPEN_ADMINISTRATIVELY_PROHIBITED
             )
         if refusal:
             self._refused(source, "channel", kind)
+            if refusal == packets.OPEN_ADMINISTRATIVELY_PROHIBITED and source is Leg.CLIENT:
+                self._observer.channel_refused(kind, source, _read_target(kind, reader))
             reason = "refused by the gateway"
             return [Output(source, packets.render_open_failure(sender, refusal, reason))]
         self._opening[source][sender] = _Opening(kind, _read_target(kind, reader))
         return [Output(source.other, payload)]
+
+    def _judge_open(self, kind: bytes, reader: Reader) -> int:
+        """0, or why the client may not have this channel."""
+        if kind not in _CLIENT_CHANNELS:
+            return packets.OPEN_UNKNOWN_CHANNEL_TYPE
+        if kind == b"direct-tcpip":
+            allowed = self._policy.direct and self._policy.allows_destination(reader.string())
+        elif kind == b"session":
+            allowed = self._policy.sessions is None or self._count_sessions() < self._policy.sessions
+        else:
+            allowed = self._policy.streamlocal
+        if not allowed:
+            return packets.OPEN_ADMINISTRATIVELY_PROHIBITED
+        return 0 if self._keeps_pace() else packets.OPEN_RESOURCE_SHORTAGE
+
+    def _count_sessions(self) -> int:
+        open_ones = sum(channel.kind == b"session" for channel in self._channels[Leg.CLIENT].values())
+        return open_ones + sum(opening.kind == b"session" for opening in self._opening[Leg.CLIENT].values())
+
+    def _keeps_pace(self) -> bool:
+        most, now = self._policy.opens_per_minute, self._clock_s()
+        if most is None:
+            return True
+        if len(self._opened_at) == most and now - self._opened_at[0] < _PACE_S:
+            return False
+        self._opened_at.append(now)
+        return True
+
+    def _allows_listener(self, name: bytes) -> bool:
+        return self._policy.remote if name == _TCP_LISTENER else self._policy.streamlocal
+
+    def _forbids_request(self, name: bytes) -> bool:
+        return (name == b"auth-agent-req@openssh.com" and not self._policy.agent) or (
+            name == b"x11-req" and not self._policy.x11
+        )
 
     def _was_asked_for(self, kind: bytes, reader: Reader) -> bool:
         if kind == b"auth-agent@openssh.com":
@@ -397,6 +451,12 @@ class PacketRelay:
         if channel is not None and source in channel.closed_by:
             channel = None
         if source is Leg.CLIENT:
+            if self._forbids_request(name):
+                self._refused(source, "forbidden:", name)
+                self._observer.channel_refused(name, source, b"")
+                # The box answers this one in its turn; an answer of ours could overtake one of the box's.
+                payload = packets.render_channel_request(recipient, _FORBIDDEN_REQUEST, want_reply=want_reply)
+                name = _FORBIDDEN_REQUEST
             if name == b"auth-agent-req@openssh.com":
                 self._agent_asked = True
             elif name == b"x11-req":
@@ -465,6 +525,12 @@ def _read_target(kind: bytes, reader: Reader) -> bytes:
     if kind in (b"direct-streamlocal@openssh.com", b"forwarded-streamlocal@openssh.com"):
         return reader.string()[:_TARGET_MAX]
     return b""
+
+
+def _read_listener(name: bytes, reader: Reader) -> bytes:
+    if name == _TCP_LISTENER:
+        return _render_place(reader.string(), reader.uint32())
+    return reader.string()[:_TARGET_MAX]
 
 
 def _render_place(address: bytes, port: int) -> bytes:

@@ -12,8 +12,8 @@ has begun. Unknown, expired, withdrawn and foreign keys, and unknown workspaces,
 take the same path and the same look-up.
 
 asyncssh traps: `begin_auth` that returns False means *authenticated*; a
-certificate goes to `validate_ca_key`, which is never reached here because
-`ClientLeg.validate_public_key` asks `judge_key` instead.
+certificate goes to `validate_ca_key`, which never sees what it says, and is never
+reached here because `ClientLeg.validate_public_key` asks `judge_key` instead.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ from runcode.core.names import is_title
 from runcode.core.terminal import printable
 from runcode.gateway.admission import Offer, Refusal, Route, admit
 from runcode.gateway.asyncssh_legs import ClientLeg
+from runcode.gateway.client_certificates import ClientCertificate, is_certificate, read_certificate
 from runcode.gateway.connection import TRY_AGAIN, GatewayConnection, GatewayContext
+from runcode.gateway.packets import MalformedPacket
 
 _log = logging.getLogger(__name__)
 
@@ -93,11 +95,13 @@ class ClientCallbacks(asyncssh.SSHServer):
         """Is this key good for this user name? With `proved` true, it is what opens the connection."""
         self._request += 1
         request, self._admitted = self._request, None
+        certificate, fingerprint = _read_key(key_blob)
         offer = Offer(
             # A name that cannot be a title is looked up too, as one that no workspace has.
             title=username if is_title(username) else "",
-            key_fingerprint=_fingerprint(key_blob),
+            key_fingerprint=fingerprint,
             source=self._source,
+            certificate=certificate,
         )
         try:
             facts = await self._context.directory.load_admission_facts(offer.title, offer.key_fingerprint)
@@ -140,6 +144,17 @@ class ClientCallbacks(asyncssh.SSHServer):
         self._connection.begin()
 
 
+def _read_key(key_blob: bytes) -> tuple[ClientCertificate | None, str]:
+    """A certificate and its key's fingerprint, or None and a plain key's. One that does not hold is no key at all."""
+    if not is_certificate(key_blob):
+        return None, _fingerprint(key_blob)
+    try:
+        certificate = read_certificate(key_blob)
+    except (MalformedPacket, UnsafeInput):
+        return None, _unacceptable(key_blob)
+    return certificate, certificate.key_fingerprint
+
+
 def _fingerprint(key_blob: bytes) -> str:
     """`SHA256:…` of a blob that parses as a key we accept, else of nothing that anybody registered."""
     length = int.from_bytes(key_blob[:4], "big")
@@ -148,5 +163,9 @@ def _fingerprint(key_blob: bytes) -> str:
     try:
         return parse_public_key(f"{algorithm} {encoded}").fingerprint
     except UnsafeInput:
-        # Same work, and a text that is no fingerprint, so that no table can hold it.
-        return "unacceptable:" + hashlib.sha256(key_blob).hexdigest()
+        return _unacceptable(key_blob)
+
+
+def _unacceptable(key_blob: bytes) -> str:
+    """Same work as for a key, and a text that is no fingerprint, so that no table can hold it."""
+    return "unacceptable:" + hashlib.sha256(key_blob).hexdigest()

@@ -24,7 +24,12 @@ class InProcessDirectory:
 
     async def load_admission_facts(self, title: str, key_fingerprint: str) -> AdmissionFacts:
         found = await self._plane.admission.load_admission_facts(title, key_fingerprint)
-        return AdmissionFacts(session=_session_facts(found.session), workspace=_workspace_facts(found.workspace))
+        return AdmissionFacts(
+            session=_session_facts(found.session),
+            workspace=_workspace_facts(found.workspace),
+            policy=found.policy,
+            client_authorities=self._plane.client_certificates.authorities,
+        )
 
     async def sign_workspace_certificate(self, *, session_id: int, workspace_id: int, public_key: str) -> str:
         return await self._plane.certificates.sign_workspace_certificate(

@@ -15,12 +15,15 @@ from typing import Final
 
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.records import TokenRecord, UserRecord
+from runcode.controlplane.services.inputs import UNSET, parse_channel_policy
 from runcode.controlplane.services.tokens import TokenBounds, parse_scopes
 from runcode.controlplane.states import SCOPES
+from runcode.core.channel_policy import EVERYTHING
 from runcode.core.errors import RunCodeError
 from runcode.server.data_folder import DataFolder
 from runcode.server.listeners import parse_public_url
 from runcode.server.rendering import Answer, render_table, render_time
+from runcode.server.workspace_options import read_policy
 
 _DURATION = re.compile(r"([1-9][0-9]{0,5})([mhd])", re.ASCII)
 _UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
@@ -113,6 +116,7 @@ async def create_token(plane: ControlPlane, folder: DataFolder, options: Namespa
         scopes=SCOPES if options.scope is None else parse_scopes(options.scope),
         workspace_ids=await _find_workspaces(plane, options.workspace),
         expires_at=_find_expiry(options, plane.clock.now()),
+        policy=parse_channel_policy({} if (said := read_policy(options)) is UNSET else said, EVERYTHING),
     )
     made = await plane.tokens.create_token(email, options.name, bounds=bounds)
     # The text is the token alone, so that it can be piped into `runcode login --paste`.

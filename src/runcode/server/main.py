@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING, NoReturn
 from runcode import __version__
 from runcode.core.errors import RunCodeError
 from runcode.core.terminal import printable, printable_lines
-from runcode.server.workspace_options import add_up_options, parse_idle, parse_limit, read_up_options
+from runcode.server.workspace_options import (
+    add_policy_options,
+    add_up_options,
+    parse_idle,
+    parse_limit,
+    read_up_options,
+)
 
 if TYPE_CHECKING:
     from runcode.server.front import FrontOptions
@@ -120,6 +126,8 @@ def _run_up(options: argparse.Namespace) -> int:
             workspaces=read_up_options(options),
             database=find_named_database(options.database, options.database_file),
             keys=None if options.keys is None else Path(options.keys).absolute(),
+            client_ca=None if options.client_ca == "off" else options.client_ca,
+            trusted_client_cas=None if options.trusted_client_cas is None else Path(options.trusted_client_cas),
         )
     )
 
@@ -282,6 +290,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     token = _add_noun(nouns, "token", "API tokens, one for each machine of a person")
     create = _add_verb(token, "create", "create_token", "make one; prints it once, alone")
+    add_policy_options(create)
     create.add_argument("name", metavar="NAME", help="what it is for, such as laptop")
     create.add_argument("--user", metavar="EMAIL", help="whose (default: the first admin)")
     create.add_argument("--expires-days", type=_positive, metavar="N", help="end it after N days (default: never)")
@@ -378,6 +387,7 @@ def make_parser() -> argparse.ArgumentParser:
     change.add_argument("--custom-title", metavar="TEXT", help="a free name for people")
     change.add_argument("--size", metavar="SIZE", help="from its next start on")
     change.add_argument("--idle", type=parse_idle, metavar="TIME", help="30m, 12h, never, or default (what `up` says)")
+    add_policy_options(change)
     share = _add_verb(workspace, "share", "share_workspace", "let somebody else in, or a team")
     unshare = _add_verb(workspace, "unshare", "unshare_workspace", "shut them out again, at once")
     for sharing in (share, unshare):
@@ -437,6 +447,16 @@ def _add_up(nouns: argparse._SubParsersAction[_Parser]) -> None:
         help="where the audit's signed checkpoints go: best another disk (DIR/audit/checkpoints.jsonl)",
     )
     up.add_argument("--audit-log", action="store_true", help="write each checkpoint of the audit to the log as well")
+    certificates = up.add_argument_group("certificates for clients that can use them")
+    certificates.add_argument(
+        "--client-ca",
+        default="off",
+        metavar="off|disk|file:PATH|agent:SOCKET",
+        help="what signs them: the data folder's own key, a file's, or an ssh agent's (default: %(default)s)",
+    )
+    certificates.add_argument(
+        "--trusted-client-cas", metavar="FILE", help="public keys, one a line, whose certificates still count"
+    )
     up.add_argument("--mask-file", metavar="FILE", help="more patterns of secrets in commands, one a line")
     _add_front(up)
     up.add_argument(

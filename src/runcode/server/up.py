@@ -32,10 +32,12 @@ from runcode.controlplane.masking_rules import parse_patterns
 from runcode.controlplane.plane import ControlPlane, ControlPlaneSettings
 from runcode.controlplane.reconciler import Reconciler
 from runcode.controlplane.retention import RetentionPolicy
+from runcode.controlplane.services.client_certificates import load_client_authority, parse_client_ca
 from runcode.controlplane.services.offers import RuntimeOffer
 from runcode.controlplane.services.oidc_records import OidcPolicy, OidcSettings
 from runcode.controlplane.store.location import PostgresUrl
 from runcode.core.errors import RunCodeError
+from runcode.core.hostkeys import parse_public_key
 from runcode.core.values import Value
 from runcode.gateway.recorder import SERVER_ENDED
 from runcode.gateway.server import EMBEDDED, GatewayServer
@@ -78,6 +80,9 @@ class UpOptions(Value):
     workspaces: WorkspaceOptions = WorkspaceOptions()
     # A Postgres server's; None: what the data folder remembers, at first a file of its own.
     database: PostgresUrl | None = None
+    # Certificate mode: None for `--client-ca off`, else what `parse_client_ca` takes.
+    client_ca: str | None = None
+    trusted_client_cas: Path | None = None
     # At a first start on a database that has an installation already: that one's keys.
     keys: Path | None = None
 
@@ -130,6 +135,7 @@ async def _run(
     first_access: FirstAccess | None,
     stack: contextlib.AsyncExitStack,
 ) -> None:
+    await _choose_client_ca(plane, options)
     ending = _catch_signals(plane, front)
     runtimes = load_runtimes(folder.runtimes)
     for runtime in runtimes.values():
@@ -222,6 +228,26 @@ async def _run(
     # Whoever balances loads hears of it from `/readyz`, and until then is still served.
     await asyncio.sleep(options.front.drain_s)
     plane.ssh_endpoint.clear()
+
+
+async def _choose_client_ca(plane: ControlPlane, options: UpOptions) -> None:
+    """Certificate mode, when the operator asked for it; an agent that does not answer is no start."""
+    if options.client_ca is None:
+        return
+    authority = await load_client_authority(parse_client_ca(options.client_ca), plane.certificates.client_ca)
+    trusted = () if options.trusted_client_cas is None else _read_trusted(options.trusted_client_cas)
+    plane.client_certificates.use(authority, trusted=trusted)
+
+
+def _read_trusted(path: Path) -> tuple[str, ...]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunCodeError(
+            "io_error", f"{path} cannot be read", resolution="name another with --trusted-client-cas FILE"
+        ) from error
+    lines = (line.strip() for line in text.splitlines())
+    return tuple(parse_public_key(line).line for line in lines if line and not line.startswith("#"))
 
 
 # ---------------------------------------------------------------- the first start

@@ -21,6 +21,7 @@ from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.records import WorkspaceRecord
 from runcode.controlplane.services.inputs import UNSET
 from runcode.controlplane.states import DELETED, RUNNING
+from runcode.core.channel_policy import describe_policy, render_policy
 from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import Endpoint, TcpEndpoint, UnixEndpoint
 from runcode.server.activity_verbs import list_activity, list_sessions, revoke_sessions
@@ -58,7 +59,7 @@ from runcode.server.team_verbs import (
     remove_member,
     rename_team,
 )
-from runcode.server.workspace_options import DEFAULT
+from runcode.server.workspace_options import DEFAULT, read_policy
 
 # The reconciler hears of a change within 200 ms; a box takes well under a second.
 WAIT_S = 60.0
@@ -187,9 +188,10 @@ async def change_workspace(plane: ControlPlane, folder: DataFolder, options: Nam
         custom_title=options.custom_title,
         size=options.size,
         idle_stop_after_s=UNSET if options.idle is None else _unless_default(options.idle),
+        policy=read_policy(options),
     )
     idle = {None: "as `up` says", 0: "never"}.get(changed.idle_stop_after_s) or f"{changed.idle_stop_after_s} s"
-    text = f"{changed.title}: size {changed.size}, stopped when idle: {idle}"
+    text = f"{changed.title}: size {changed.size}, stopped when idle: {idle}\n{describe_policy(changed.policy)}"
     if changed.size_pending:
         text += f"\nit runs with the size {changed.box_size} until its next start"
     return Answer(value=_workspace(changed), text=text)
@@ -317,6 +319,7 @@ def _workspace(workspace: WorkspaceRecord) -> dict[str, object]:
         "explanation": workspace.explanation,
         "size": workspace.size,
         "idle_stop_after_s": workspace.idle_stop_after_s,
+        "policy": render_policy(workspace.policy),
         "endpoint": _endpoint(workspace.endpoint),
         "created_at": render_time(workspace.created_at),
     }

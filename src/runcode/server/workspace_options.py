@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import re
 
-from runcode.controlplane.services.inputs import IDLE_MAX_S, IDLE_MIN_S, LIMIT_MAX
+from runcode.controlplane.services.inputs import IDLE_MAX_S, IDLE_MIN_S, LIMIT_MAX, UNSET
+from runcode.core.channel_policy import FORWARDINGS, LOOPBACK, NETWORK
 from runcode.core.values import Value
 
 # As an option of a verb: whatever `up` says counts again.
@@ -86,3 +87,47 @@ def parse_idle(text: str) -> int | str:
 def parse_limit(text: str) -> int | str:
     """As `parse_count`, and DEFAULT."""
     return DEFAULT if text == DEFAULT else parse_count(text)
+
+
+def parse_forwardings(text: str) -> dict[str, bool]:
+    """`on`, `off`, or the kinds that are to be on, as `direct,remote`."""
+    named = set(FORWARDINGS if text == "on" else () if text == "off" else text.split(","))
+    if not named <= set(FORWARDINGS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not on, off, or some of {','.join(FORWARDINGS)}")
+    return {name: name in named for name in FORWARDINGS}
+
+
+def parse_policy_number(text: str) -> int | str:
+    return "" if text == "unlimited" else parse_count(text)
+
+
+def add_policy_options(verb: argparse.ArgumentParser) -> None:
+    """What `read_policy` reads."""
+    verb.add_argument(
+        "--forwarding",
+        type=parse_forwardings,
+        metavar="KINDS",
+        help=f"on, off, or those that are on: some of {','.join(FORWARDINGS)}",
+    )
+    verb.add_argument(
+        "--destinations",
+        choices=(NETWORK, LOOPBACK),
+        help="where a forward may lead: what the box can reach but metadata services, or the box itself only",
+    )
+    verb.add_argument(
+        "--max-sessions", type=parse_policy_number, metavar="N", help="at once on a connection, or unlimited"
+    )
+    verb.add_argument(
+        "--max-opens", type=parse_policy_number, metavar="N", help="channels a minute on a connection, or unlimited"
+    )
+
+
+def read_policy(options: argparse.Namespace) -> object:
+    """What is to change, as `inputs.parse_channel_policy` takes it; UNSET when nothing was said."""
+    wanted: dict[str, object] = dict(options.forwarding or {})
+    if options.destinations is not None:
+        wanted["destinations"] = options.destinations
+    for key, value in (("sessions", options.max_sessions), ("opens_per_minute", options.max_opens)):
+        if value is not None:
+            wanted[key] = None if value == "" else value
+    return wanted or UNSET

@@ -133,7 +133,12 @@ async def answer_mint(scope: Scope, raw_id: str, raw_body: bytes) -> bytes:
         raw_client=body.get("client"),
     )
     plane.metrics.count_mint()
-    return render_minted(grant)
+    certificate = None
+    if body.get("certificates") is True:
+        certificate = await plane.client_certificates.certify(
+            grant, user_id=caller.user_id, raw_public_key=body.get("public_key")
+        )
+    return render_minted(grant, certificate)
 
 
 async def _read_workspace_id(request: Request) -> int:

@@ -20,6 +20,7 @@ from runcode.controlplane.records import (
 from runcode.controlplane.services.offers import RuntimeOffer
 from runcode.core import hostkeys, wire
 from runcode.core.bundle import render_timestamp
+from runcode.core.channel_policy import render_policy
 from runcode.runtimes.base import SizeLimits
 
 
@@ -41,6 +42,7 @@ def render_workspace(workspace: WorkspaceRecord) -> dict[str, object]:
         "size": workspace.size,
         "size_pending": workspace.size_pending,
         "idle_stop_after_s": workspace.idle_stop_after_s,
+        "policy": render_policy(workspace.policy),
         "active_at": None if workspace.active_at is None else render_timestamp(workspace.active_at),
         "stop_cause": workspace.stop_cause,
         "explanation": workspace.explanation,
@@ -118,13 +120,14 @@ def render_offer(offer: RuntimeOffer) -> dict[str, object]:
     }
 
 
-def render_minted(grant: SessionGrant) -> bytes:
-    """A mint's whole answer as JSON. Only the session's number and its end are not the workspace's."""
+def render_minted(grant: SessionGrant, certificate: str | None = None) -> bytes:
+    """A mint's whole answer as JSON. Only the session's number, its end and its certificate are not the workspace's."""
     session = grant.session
     before, after = _render_bundle_parts(grant.endpoint, session.workspace_title, grant.workdir)
     expires_at = _render_shared_timestamp(session.expires_at)
-    return b'{"error":false,"bundle":{"session_id":%d,%b,"expires_at":"%b",%b}}' % (
-        session.id, before, expires_at, after,
+    shown = b"" if certificate is None else b"," + _render_members({"certificate": certificate})
+    return b'{"error":false,"bundle":{"session_id":%d,%b,"expires_at":"%b",%b%b}}' % (
+        session.id, before, expires_at, after, shown,
     )  # fmt: skip
 
 

@@ -108,6 +108,10 @@ class Workspace(Shape):
         description="Stopped after so many seconds without use; 0: never; null: as the server's default says.",
         examples=[None],
     )
+    policy: dict[str, bool | str | int | None] = Field(
+        description="What connections may do: forwarding by kind, destinations, sessions, channels a minute.",
+        examples=[{"direct": True, "destinations": "network", "sessions": None}],
+    )
     active_at: str | None = Field(
         description="When it was last in use, to about a minute.",
         json_schema_extra={"format": "date-time"},
@@ -169,6 +173,11 @@ class Bundle(Shape):
     ssh_config: str = Field(examples=["Host …"])
     expires_at: str = Field(json_schema_extra={"format": "date-time"}, examples=["2026-11-23T22:15:00Z"])
     workdir: str = Field(examples=["/home/ubuntu/workspace"])
+    certificate: str | None = Field(
+        None,
+        description="For a caller that can use one, while the server makes any; absent otherwise.",
+        examples=["ssh-ed25519-cert-v01@openssh.com AAAA…"],
+    )
 
 
 class Minted(Shape):

@@ -85,6 +85,7 @@ async def change_workspace(raw_id: str, request: Request, plane: Plane, caller: 
         custom_title=texts.get("custom_title"),
         size=texts.get("size"),
         idle_stop_after_s=body.get("idle_stop_after_s", UNSET),
+        policy=body.get("policy", UNSET),
         caller=caller,
     )
     notice = f"the size {changed.size} takes effect at the next start" if changed.size_pending else None

@@ -51,6 +51,11 @@ class ChangeWorkspaceRequest(Request):
     custom_title: str | None = Field(None, max_length=CUSTOM_TITLE_MAX, examples=["Billing API"])
     size: str | None = Field(None, max_length=40, examples=["small"])
     idle_stop_after_s: int | None = Field(None, description=_IDLE, ge=0, le=IDLE_MAX_S, examples=[3600])
+    policy: dict[str, bool | int | str | None] | None = Field(
+        None,
+        description="Laid over what is there; null: everything again. Connections opened under a wider one are cut.",
+        examples=[{"agent": False, "destinations": "loopback", "sessions": 4}],
+    )
 
 
 class Session(Shape):

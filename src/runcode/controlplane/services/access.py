@@ -22,6 +22,7 @@ from runcode.controlplane.records import Caller, WorkspaceRecord
 from runcode.controlplane.services.withdrawals import revoke_sessions
 from runcode.controlplane.states import ROLE_MANAGE, ROLE_OWNER, ROLE_USE, SCOPE_MANAGE
 from runcode.controlplane.store.models import SessionRow, ShareRow, TeamMemberRow, TeamShareRow, UserRow, WorkspaceRow
+from runcode.core.channel_policy import parse_policy
 from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import Endpoint, TcpEndpoint, UnixEndpoint
 
@@ -238,6 +239,7 @@ def as_record(row: WorkspaceRow, owner_email: str, role: str | None) -> Workspac
         created_at=row.created_at,
         role=role,
         size=row.size,
+        policy=parse_policy(row.policy),
         idle_stop_after_s=row.idle_stop_after_s,
         active_at=row.active_at,
         box_size=row.box_size,

@@ -24,6 +24,8 @@ from runcode.controlplane.services.principals import principal_for
 from runcode.controlplane.states import RUNNING
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import SessionRow, TokenRow, UserRow, WorkspaceRow
+from runcode.core.channel_policy import EVERYTHING, NOTHING, ChannelPolicy, parse_policy
+from runcode.core.errors import UnsafeInput
 from runcode.runtimes.base import Endpoint
 
 # How far two machines' clocks may be apart before a session looks as if made in the future.
@@ -64,6 +66,7 @@ class WorkspaceFacts:
 class AdmissionFacts:
     session: SessionFacts | None
     workspace: WorkspaceFacts | None
+    policy: ChannelPolicy = EVERYTHING
 
 
 class Admission:
@@ -74,13 +77,16 @@ class Admission:
     async def load_admission_facts(self, title: str, key_fingerprint: str) -> AdmissionFacts:
         """What is known of a title and of a client key (`SHA256:…`). Both are looked up always."""
         newest = SessionRow.released_at.is_(None).desc(), SessionRow.id.desc()
-        by_key = _select_sessions(SessionRow.fingerprint == key_fingerprint).order_by(*newest).limit(1)
+        by_key = _select_sessions(SessionRow.fingerprint == key_fingerprint).add_columns(TokenRow.policy)
+        by_key = by_key.order_by(*newest).limit(1)
         by_title = select(WorkspaceRow).where(WorkspaceRow.title == title, WorkspaceRow.deleted_at.is_(None))
         async with self._store.read() as session:
             found = (await session.execute(by_key)).first()
             workspace = await session.scalar(by_title)
+        policies = (None if workspace is None else workspace.policy, None if found is None else found[-1])
         return AdmissionFacts(
-            session=None if found is None else _as_session_facts(self._clock.now(), *found),
+            policy=_find_policy(*policies),
+            session=None if found is None else _as_session_facts(self._clock.now(), *found[:-1]),
             workspace=None if workspace is None else _as_workspace_facts(workspace),
         )
 
@@ -137,6 +143,14 @@ def _as_session_facts(
         expires_at=_LONG_AGO if row.created_at > now + _CLOCK_SLACK else row.expires_at,
         withdrawn=not entitled or any(moment is not None for moment in ended),
     )
+
+
+def _find_policy(of_workspace: object, of_token: object) -> ChannelPolicy:
+    """What both allow; nothing that forwards when what is stored cannot be read."""
+    try:
+        return parse_policy(of_workspace).narrowed_by(parse_policy(of_token))
+    except UnsafeInput:
+        return NOTHING
 
 
 def _as_workspace_facts(row: WorkspaceRow) -> WorkspaceFacts:

@@ -35,7 +35,7 @@ from runcode.controlplane.services.admission import Admission
 from runcode.core import hostkeys
 from runcode.core.errors import RunCodeError
 
-_VALID_BEFORE_NOW = datetime.timedelta(seconds=60)
+VALID_BEFORE_NOW = datetime.timedelta(seconds=60)
 _VALID_AFTER_NOW = datetime.timedelta(minutes=5)
 _EXTENSIONS = (b"permit-X11-forwarding", b"permit-agent-forwarding", b"permit-port-forwarding", b"permit-pty")
 
@@ -77,6 +77,10 @@ class CertificateAuthority:
                 resolution="check the folder's permissions and the disk's free space",
             ) from error
 
+    def sign(self, message: bytes) -> bytes:
+        """64 bytes of Ed25519 (RFC 8032)."""
+        return self._key.sign(message)
+
     def derive_key(self, purpose: str) -> bytes:
         """32 bytes for one purpose, the same in every process that holds this key, which they tell nothing of."""
         return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=f"runcode {purpose}".encode()).derive(
@@ -97,7 +101,7 @@ class CertificateAuthority:
             .key_id(key_id.encode())
             # A certificate without principals would open every box.
             .valid_principals([principal.encode()])
-            .valid_after(int((now - _VALID_BEFORE_NOW).timestamp()))
+            .valid_after(int((now - VALID_BEFORE_NOW).timestamp()))
             .valid_before(int((now + _VALID_AFTER_NOW).timestamp()))
         )
         for extension in _EXTENSIONS:
@@ -113,17 +117,13 @@ class Certificates:
     ) -> None:
         self._admission = admission
         self._clock = clock
-        # Made and kept from the first start, so that certificate mode (issue 7) needs no new key.
-        self._client_ca = client_ca
+        # Made and kept from the first start, so that certificate mode needs no new key.
+        self.client_ca = client_ca
         self._workspace_ca = workspace_ca
 
     @property
     def workspace_ca_line(self) -> str:
         return self._workspace_ca.public_line
-
-    @property
-    def client_ca_line(self) -> str:
-        return self._client_ca.public_line
 
     async def sign_workspace_certificate(self, *, session_id: int, workspace_id: int, public_key: str) -> str:
         """A user certificate for one connection. Raises `forbidden` unless the session may, right now."""

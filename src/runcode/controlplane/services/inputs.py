@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection
 
 from runcode.core import hostkeys
+from runcode.core.channel_policy import EVERYTHING, ChannelPolicy, parse_policy, render_policy
 from runcode.core.errors import RunCodeError, UnsafeInput
 from runcode.core.hostkeys import PublicKey
 from runcode.core.names import CLIENT_NAME_MAX
@@ -116,6 +117,20 @@ def parse_idle_stop(raw_idle: object) -> int | None:
         "that idle time cannot be used",
         resolution=f"use {IDLE_MIN_S} to {IDLE_MAX_S} seconds, 0 for never, or none for the server's default",
     )
+
+
+def parse_channel_policy(raw_policy: object, before: ChannelPolicy) -> ChannelPolicy:
+    """A JSON object of what is to change, over what was before; null is everything again."""
+    try:
+        if raw_policy is None:
+            return EVERYTHING
+        if not isinstance(raw_policy, dict):
+            raise UnsafeInput("a policy is an object")
+        return parse_policy({**render_policy(before), **raw_policy})
+    except UnsafeInput as error:
+        raise RunCodeError(
+            "bad_request", str(error.message), resolution="see docs/operations.md, What connections may do"
+        ) from error
 
 
 def parse_limit(raw_limit: object, *, what: str) -> int | None:

@@ -35,6 +35,7 @@ from runcode.controlplane.services.withdrawals import revoke_sessions
 from runcode.controlplane.states import SCOPE_READ, SCOPES
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import SessionRow, TokenRow, UserRow, UtcTime, WebSessionRow
+from runcode.core.channel_policy import EVERYTHING, ChannelPolicy, describe_policy, render_policy
 from runcode.core.errors import RunCodeError
 
 _log = logging.getLogger(__name__)
@@ -51,11 +52,15 @@ _WAITING_MAX = 5000
 
 @dataclass(frozen=True)
 class TokenBounds:
-    """What a token may do at most: scopes, workspaces (None: all of its person's), until when (None: until revoked)."""
+    """What a token may do at most: scopes, workspaces (None: all of its person's), until when (None: until revoked).
+
+    `policy` bounds the connections of its sessions, beside each workspace's own.
+    """
 
     scopes: tuple[str, ...] = SCOPES
     workspace_ids: tuple[int, ...] | None = None
     expires_at: datetime.datetime | None = None
+    policy: ChannelPolicy = EVERYTHING
 
 
 UNBOUNDED = TokenBounds()
@@ -139,6 +144,7 @@ class Tokens:
             token_hash=hash_token(plaintext),
             scopes=list(bounds.scopes),
             workspace_ids=None if bounds.workspace_ids is None else list(bounds.workspace_ids),
+            policy=None if bounds.policy == EVERYTHING else dict(render_policy(bounds.policy)),
             origin=origin,
             created_at=now,
             expires_at=bounds.expires_at,
@@ -146,6 +152,8 @@ class Tokens:
         session.add(row)
         await session.flush()
         detail: audit.Detail = {"token": row.id, "name": name, "scopes": " ".join(bounds.scopes), "origin": origin}
+        if bounds.policy != EVERYTHING:
+            detail = {**detail, "policy": describe_policy(bounds.policy)}
         await audit.note(session, audit.TOKEN_CREATED, now, caller=caller, user_id=user.id, detail=detail)
         return NewToken(record=_as_record(row, user.email), plaintext=plaintext)
 

@@ -46,6 +46,7 @@ from runcode.controlplane.states import (
 )
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import HostKeyRow, SessionRow, UserRow, WorkspaceRow
+from runcode.core.channel_policy import EVERYTHING, describe_policy, render_policy
 from runcode.core.errors import RunCodeError
 from runcode.core.names import require_new_title
 from runcode.runtimes.base import DEFAULT_SIZES, STANDARD_SIZE, SizeLimits
@@ -170,9 +171,13 @@ class Workspaces:
         custom_title: str | None = None,
         size: str | None = None,
         idle_stop_after_s: object = inputs.UNSET,
+        policy: object = inputs.UNSET,
         caller: Caller | None = None,
     ) -> WorkspaceRecord:
-        """Change what is given; the owner only. A box that runs has a new size from its next start on."""
+        """Change what is given; the owner only. A box that runs has a new size from its next start on.
+
+        `policy` is laid over what is there. Connections that were opened under a wider one are cut.
+        """
         title = None if custom_title is None else _parse_custom_title(custom_title)
         wanted_size = None if size is None else inputs.parse_size(size, self.policy.sizes)
         idle_s = None if idle_stop_after_s is inputs.UNSET else inputs.parse_idle_stop(idle_stop_after_s)
@@ -185,8 +190,14 @@ class Workspaces:
                 row.size = detail["size"] = wanted_size
             if idle_stop_after_s is not inputs.UNSET and idle_s != row.idle_stop_after_s:
                 row.idle_stop_after_s = detail["idle_stop_after_s"] = idle_s
+            now = self._clock.now()
+            if policy is not inputs.UNSET:
+                wanted = inputs.parse_channel_policy(policy, record.policy)
+                if wanted != record.policy:
+                    row.policy = None if wanted == EVERYTHING else dict(render_policy(wanted))
+                    detail["policy"] = describe_policy(wanted)
+                    changes.append_change(session, changes.POLICY_CHANGED, now, workspace_id=row.id)
             if detail:
-                now = self._clock.now()
                 await audit.note(
                     session, audit.WORKSPACE_CHANGED, now, caller=caller, workspace_id=row.id, detail=detail
                 )

@@ -104,6 +104,8 @@ class TokenRow(Base):
     token_hash: Mapped[str] = mapped_column(String(64), unique=True)
     scopes: Mapped[list[str]] = mapped_column(JSON)
     workspace_ids: Mapped[list[int] | None] = mapped_column(JSON(none_as_null=True))
+    # What its sessions' connections may do at most (`core.channel_policy`); None: everything.
+    policy: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     origin: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
     last_used_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
@@ -141,6 +143,8 @@ class WorkspaceRow(Base):
     # Stopped by itself after so long without use; 0: never; None: as the server's default says.
     idle_stop_after_s: Mapped[int | None]
     active_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
+    # What connections may do (`core.channel_policy`); None: everything.
+    policy: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     host_public_key: Mapped[str] = mapped_column(Text)
     desired_state: Mapped[str] = mapped_column(String(16))
     observed_state: Mapped[str] = mapped_column(String(16))
