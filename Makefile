@@ -31,13 +31,17 @@ demo: setup ## Watch an agent-like session work on a remote workspace, all on th
 agent-clients: ## The real Claude Code and Codex from npm, in the versions that the plugin is proved with
 	@sh scripts/setup_agent_clients.sh .cache/agent-clients || [ $$? = 3 ]
 
+.PHONY: oidc-provider
+oidc-provider: ## A real OpenID provider from npm, for the tests of signing in through one
+	@sh scripts/setup_oidc_provider.sh .cache/oidc-provider || [ $$? = 3 ]
+
 .PHONY: test-agents
 test-agents: setup agent-clients ## The plugin in the real Claude Code and Codex, offline, with every long story
 	@$(PY) -m pytest tests/agents --agents all $(PYTEST_ARGS)
 
 # What `-n auto` means, and what runs alone: tests/support/spread_run.py. PYTEST_ARGS="-n 0" runs all in one process.
 .PHONY: test
-test: setup agent-clients ## Run the whole test suite, on real parts
+test: setup agent-clients oidc-provider ## Run the whole test suite, on real parts
 	@$(PY) -m pytest -n auto $(PYTEST_ARGS)
 
 .PHONY: contract
@@ -60,6 +64,10 @@ fmt: setup ## Format the code
 bench: setup ## Measure against bare ssh and a direct sshd: medians of interleaved runs, as ratios
 	@$(PY) benchmarks/bench.py
 
+.PHONY: bench-audit
+bench-audit: setup ## What an append and a page of the timeline cost at 1,000,000 audit records
+	@$(PY) benchmarks/audit.py
+
 .PHONY: mutate-guards
 mutate-guards: setup ## Take each named guard out of a copy of the code, and see a test fail
 	@$(PY) scripts/mutate_guards.py
@@ -67,6 +75,10 @@ mutate-guards: setup ## Take each named guard out of a copy of the code, and see
 .PHONY: docs
 docs: setup ## Write the reference pages that follow from the code
 	@$(PY) scripts/make_docs.py
+
+.PHONY: fuzz
+fuzz: setup ## Make up calls from /api/openapi.json and judge each answer, FUZZ_EXAMPLES (500) for each operation
+	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-500} $(PY) -m pytest -n 0 tests/contract/test_openapi_fuzz.py $(PYTEST_ARGS)
 
 .PHONY: release
 release: setup ## Wheel, sdist, .pyz and this system's archive into dist/ (RELEASE_ARGS="--without-python", …)
@@ -79,6 +91,10 @@ release-pins: setup ## Write the digests of the archives in dist/ into the plugi
 .PHONY: chaos
 chaos: setup ## Kill -9 everything in turn, under load, 100 seeded rounds (CHAOS_ARGS="--seed 7 --only 42")
 	@$(PY) scripts/chaos.py $(CHAOS_ARGS)
+
+.PHONY: store-chaos
+store-chaos: setup ## Kill -9 control planes and their database, SQLite and Postgres, 50 seeded rounds each (STORE_CHAOS_ARGS)
+	@$(PY) scripts/store_chaos.py $(STORE_CHAOS_ARGS)
 
 .PHONY: soak
 soak: setup ## Mixed load for SOAK_MINUTES (30), and whether anything grows

@@ -21,6 +21,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "scripts")]
 
+import controlplane  # noqa: E402
+import gateway  # noqa: E402
 import launcher  # noqa: E402
 import transfers  # noqa: E402
 from cutting import POLL_MS, measure_cut_ms  # noqa: E402
@@ -65,7 +67,7 @@ def interleaved(runs: int, ours: Callable[[], float], reference: Callable[[], fl
     return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
 
 
-def measure(service: Service, laptop: Laptop, direct: list[str], runs: int, only: str = "") -> list[Row]:
+def measure(service: Service, laptop: Laptop, runs: int, only: str = "") -> list[Row]:
     laptop.login(service)
     laptop.runcode("connect", TITLE, "--start", "--wait")
     bundle = laptop.json("connect", TITLE)
@@ -114,7 +116,6 @@ def measure(service: Service, laptop: Laptop, direct: list[str], runs: int, only
         lambda: run(*interpreter, stdin=hook_json),
     )
     add("connect, cached / python -I -S -c pass", 4, runs, lambda: run(RUNCODE, "connect", TITLE), python)
-    add("cold ssh via gateway / direct sshd", 1.15, runs, lambda: run(*cold, "true"), lambda: run(*direct, "true"))
 
     def mint_and_exec() -> float:
         run(RUNCODE, "disconnect")
@@ -122,20 +123,7 @@ def measure(service: Service, laptop: Laptop, direct: list[str], runs: int, only
 
     add("connect that mints + exec / cold ssh", 1.6, runs, mint_and_exec, lambda: run(*cold, "true"))
     run(RUNCODE, "connect", TITLE, "--wait")
-    payload = os.urandom(64 << 20)
-    sink = "cat >/dev/null"
     heavy = max(3, runs // 6)
-    add(
-        "upload 64 MB via gateway / direct",
-        1 / 0.85,
-        heavy,
-        lambda: run(*cold, sink, stdin=payload),
-        lambda: run(*direct, sink, stdin=payload),
-    )
-    source = "head -c 67108864 /dev/zero"
-    add(
-        "download 64 MB via gateway / direct", 1 / 0.85, heavy, lambda: run(*cold, source), lambda: run(*direct, source)
-    )
     measure_transfers(laptop, config, alias, run, add, rows, heavy, only)
     if only not in "revocation to ssh's exit / feed's poll":
         return rows
@@ -180,16 +168,21 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, running_service(Path(folder) / "service") as service:
         service.operator("workspace", "create", TITLE)
         with direct_sshd(Path(folder) / "direct") as direct:
-            rows = measure(service, Laptop(Path(folder) / "laptop"), direct, options.runs, options.only)
+            rows = measure(service, Laptop(Path(folder) / "laptop"), options.runs, options.only)
+            gateway.measure(direct, options.runs, options.only, interleaved, lambda *row: rows.append(Row(*row)))
+    with tempfile.TemporaryDirectory() as folder:
+        controlplane.add_rows(Path(folder), lambda *row: rows.append(Row(*row)), options.only)
     if options.json:
         print(json.dumps([vars(row) for row in rows], indent=1))
         return 0
     print(f"\n{os.cpu_count()} cores, load {load:.2f} at the start, {options.runs} interleaved runs\n")
-    print(f"| {'':42} | ours ms | ref. ms | ratio | target |")
-    print(f"|{'-' * 44}|--------:|--------:|------:|-------:|")
+    print(f"| {'':42} | ours ms | ref. ms | ratio | target |        |")
+    print(f"|{'-' * 44}|--------:|--------:|------:|-------:|--------|")
     for row in rows:
         target = "–" if row.target is None else f"≤ {row.target:.2f}"
-        print(f"| {row.name:42} | {row.ours_ms:7.1f} | {row.reference_ms:7.1f} | {row.ratio:5.2f} | {target:6} |")
+        verdict = "" if row.target is None else "met" if row.ratio <= row.target else "missed"
+        numbers = f"{row.ours_ms:7.1f} | {row.reference_ms:7.1f} | {row.ratio:5.2f}"
+        print(f"| {row.name:42} | {numbers} | {target:6} | {verdict:6} |")
     return 0
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "src")]
 
-from support.kills import VICTIMS, Campaign, Outcome  # noqa: E402
+from support.kills import DATABASE, VICTIMS, Campaign, Outcome  # noqa: E402
 
 # Of one round: the first ones tell the cause.
 _SHOWN = 8
@@ -36,7 +36,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="chooses victims and moments (default: a random one, printed)")
     parser.add_argument("--rounds", type=int, default=100, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument("--only", type=int, metavar="K", help="play the K-th round of this seed alone")
-    parser.add_argument("--victim", choices=sorted(VICTIMS), help="kill nothing else")
+    parser.add_argument("--victim", choices=sorted((*VICTIMS, DATABASE)), help="kill nothing else")
+    parser.add_argument("--postgres", action="store_true", help="on a Postgres of its own, which is killed too")
     return parser.parse_args()
 
 
@@ -46,7 +47,7 @@ def main() -> int:
     numbers = [options.only] if options.only is not None else list(range(1, options.rounds + 1))
     say(f"chaos: seed {seed}, {len(numbers)} rounds")
     began = time.monotonic()
-    campaign = Campaign(seed)
+    campaign = Campaign(seed, postgres=options.postgres)
     faults: list[str] = []
     try:
         campaign.open()
@@ -95,7 +96,7 @@ def render_table(campaign: Campaign, seed: int, seconds: float) -> str:
     def spread(values: list[float]) -> str:
         return f"{statistics.median(values):.2f} / {max(values):.2f}"
 
-    for victim in [*VICTIMS, "all"]:
+    for victim in [*VICTIMS, DATABASE, "all"]:
         rows = [o for o in campaign.outcomes if victim in ("all", o.victim)]
         if rows:
             times = (spread([getattr(o, name) for o in rows]) for name in ("true_s", "back_s", "quiet_s"))

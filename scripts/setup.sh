@@ -25,6 +25,8 @@ need ca-certificates test -e /etc/ssl/certs/ca-certificates.crt
 need git command -v git
 # The plugin's launcher fetches with it.
 need curl command -v curl
+# The console's tests drive it; nothing else downloads a browser.
+need chromium command -v chromium
 # Tests put it through the hosts of `config-ssh`.
 need rsync command -v rsync
 # Tests in the agent clients ask the kernel which programs those started.
@@ -34,6 +36,8 @@ need zsh command -v zsh
 need fish command -v fish
 # Small boxes (Alpine) have these programs instead of coreutils and tar: the tests of files run through them too.
 need busybox command -v busybox
+# Tests run the store on a server of their own, from this package's programs.
+need postgresql sh -c 'ls /usr/lib/postgresql/*/bin/initdb || command -v initdb'
 # A workspace of the local runtime has the host's /usr: python3 and its venv are for it as well.
 need python3-venv /usr/bin/python3 -c 'import ensurepip, venv'
 
@@ -54,6 +58,15 @@ if [ -n "$missing" ] && [ -n "$as_root" ]; then
     if [ -n "$fresh_sshd" ] && [ -d /run/systemd/system ]; then
         $as_root systemctl mask --quiet ssh.service ssh.socket
     fi
+    # Likewise only Postgres's programs are wanted: no cluster is made, and its service is left alone if it was there.
+    case $missing in
+    *postgresql*)
+        if [ ! -e /etc/postgresql-common/createcluster.conf ]; then
+            $as_root mkdir -p /etc/postgresql-common
+            echo 'create_main_cluster = false' | $as_root tee /etc/postgresql-common/createcluster.conf >/dev/null
+        fi
+        ;;
+    esac
     log=$(mktemp)
     # RUNLEVEL=1 tells invoke-rc.d not to start services.
     if ! { $as_root apt-get -q update && $as_root DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \

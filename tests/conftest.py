@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from runcode.controlplane.store.location import Location, PostgresUrl
 from support import agent_clients
+from support.postgres import Cluster
 from support.spread_run import FACTS, RunFacts, SpreadScheduling, count_workers
 
 _KEPT = ("PATH", "LANG", "LC_ALL", "TERM", "TZ", "CI", "TMPDIR", "PYTHONDONTWRITEBYTECODE")
@@ -34,6 +37,36 @@ def isolated_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
     return home
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    """A real Postgres server, of this test process alone."""
+    cluster = Cluster()
+    try:
+        yield cluster.make()
+    finally:
+        cluster.remove()
+
+
+@pytest.fixture
+def postgres_url(postgres: Cluster) -> Iterator[PostgresUrl]:
+    """A database of the test's own, migrated already."""
+    url = postgres.make_database()
+    yield url
+    postgres.drop_database(url)
+
+
+@pytest.fixture(params=["SQLite", "Postgres"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    """Where a store is: the test runs on both products. The summary says on which versions."""
+    if request.param == "SQLite":
+        request.node.user_properties.append(("store", f"SQLite {sqlite3.sqlite_version}"))
+        return tmp_path / "runcode.db"
+    cluster: Cluster = request.getfixturevalue("postgres")
+    request.node.user_properties.append(("store", f"Postgres {cluster.version}"))
+    found: PostgresUrl = request.getfixturevalue("postgres_url")
+    return found
+
+
 class _Gathering:
     """Feeds the run's facts: each process its own, and the controller of a spread run those of its workers."""
 
@@ -43,6 +76,8 @@ class _Gathering:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._facts.tables.add_report(report)
+        if report.when == "call":
+            self._facts.stores.update(str(value) for name, value in report.user_properties if name == "store")
 
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
         self._facts.deselected.extend(item.nodeid for item in items)
@@ -110,6 +145,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section(title)
         for line in lines:
             terminalreporter.line(line)
+    if facts.stores:
+        terminalreporter.section("stores")
+        for product, count in sorted(facts.stores.items()):
+            terminalreporter.line(f"{product}: {count} tests")
     not_run = list(facts.not_run.items())
     for report in terminalreporter.stats.get("skipped", []):
         not_run.append((report.nodeid, str(report.longrepr[-1]) if report.longrepr else "skipped"))

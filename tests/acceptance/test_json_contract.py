@@ -242,6 +242,12 @@ def of_forward_cancel(person: Person, plane: ControlPlane) -> Documents:
     yield ended
 
 
+def of_history(person: Person, plane: ControlPlane) -> Documents:
+    told = person.json("history", "42")
+    assert [record["command"] for record in told] == ["make test", None]
+    yield told
+
+
 def of_stop(person: Person, plane: ControlPlane) -> Documents:
     stopped = person.json("stop")
     assert stopped == {"stopped": True, "workspace_id": 42, "detached": True}
@@ -309,6 +315,7 @@ CASES: dict[str, Callable[[Person, ControlPlane], Documents]] = {
     "forward": of_forward,
     "forward --list": of_forward_list,
     "forward --cancel": of_forward_cancel,
+    "history": of_history,
     "stop": of_stop,
     "disconnect": of_disconnect,
     "clean": of_clean,
@@ -377,6 +384,12 @@ def test_every_verb_of_the_operator_is_the_table(tmp_path: Path) -> None:
         assert "password" in ask("user", "user", "password", mira)
         ask("user", "user", "disable", mira)
         ask("user", "user", "enable", mira)
+        ask("user sign-in-link", "user", "sign-in-link", mira)
+        ask("user sign-out", "user", "sign-out", mira)
+        provider = ("--issuer", "https://login.example.net")
+        ask("user", "user", "invite", mira, *provider)
+        ask("user", "user", "link", mira, *provider, "--subject", "0001")
+        ask("user", "user", "unlink", mira)
         assert len(ask("user", "user", "list")) == 2
         spare = ask("token", "token", "create", "spare", "--expires-days", "2")
         ask("token", "token", "revoke", str(spare["id"]))
@@ -397,6 +410,7 @@ def test_every_verb_of_the_operator_is_the_table(tmp_path: Path) -> None:
             time.sleep(0.2)
             ask("activity", "activity")
         assert {"connection", "command"} <= {row["kind"] for row in told["activity"]}
+        assert ask("audit verify", "audit", "verify")["ok"] is True
         ask("token", "token", "list")
         ask("workspace", "workspace", "list")
         ask("workspace", "workspace", "stop", "one")

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from runcode.controlplane.console.static_files import find_address
 from runcode.controlplane.plane import ControlPlane
-from runcode.controlplane.services import browser_logins, sign_in_pace
-from runcode.controlplane.services.browser_logins import BrowserLogins
+from runcode.controlplane.routes import browser_io
+from runcode.controlplane.services import browser_logins, consents, sign_in_pace, sign_ins, web_sessions
 from runcode.controlplane.services.sign_in_pace import SignInPace
+from runcode.controlplane.services.sign_ins import SignIns
 from support.browser_login import LOGIN, Browser, Page, make_challenge
-from support.controlplane_fakes import HttpServer, open_plane, serve
+from support.controlplane_fakes import HttpServer, ManualClock, open_plane, serve
 
 ANN, PASSWORD = "ann@example.org", "correct horse battery"
 EVE, EVES_PASSWORD = "eve@example.org", "staple of the eves"
@@ -36,11 +38,24 @@ def monotonic() -> Monotonic:
 
 
 @pytest.fixture
-async def plane(tmp_path: Path, monotonic: Monotonic) -> AsyncIterator[ControlPlane]:
-    async with open_plane(tmp_path) as opened:
+def clock() -> ManualClock:
+    return ManualClock()
+
+
+@pytest.fixture
+async def plane(tmp_path: Path, clock: ManualClock, monotonic: Monotonic) -> AsyncIterator[ControlPlane]:
+    async with open_plane(tmp_path, clock) as opened:
         await opened.users.create_user(ANN, PASSWORD)
         await opened.users.create_user(EVE, EVES_PASSWORD)
-        opened.browser_logins = BrowserLogins(opened.store, opened.users, opened.tokens, monotonic=monotonic)
+        opened.sign_ins = SignIns(
+            opened.store,
+            opened.clock,
+            opened.users,
+            opened.web_sessions,
+            opened.proofs,
+            opened.refusals,
+            monotonic=monotonic,
+        )
         yield opened
 
 
@@ -210,11 +225,14 @@ async def test_every_page_forbids_frames_scripts_caches_and_referrers(server: Ht
         await in_thread(browser.open_login, port=PORT, state="s"),
         await in_thread(browser.open_login, port="80", state="s"),
         await consent_page(browser),
-        await in_thread(browser.get, "/"),
+        await in_thread(Browser(server.port).get, "/"),
     ]
     for page in pages:
         policy = page.headers["content-security-policy"]
-        assert policy.startswith("default-src 'none'; style-src 'self'; frame-ancestors 'none'; base-uri 'none'; ")
+        assert policy.startswith(
+            "default-src 'none'; style-src 'self'; img-src 'self'; frame-ancestors 'none'; base-uri"
+        )
+        assert "script" not in policy
         assert "unsafe" not in policy
         assert page.headers["x-frame-options"] == "DENY"
         assert page.headers["cache-control"] == "no-store"
@@ -223,7 +241,7 @@ async def test_every_page_forbids_frames_scripts_caches_and_referrers(server: Ht
         assert not re.search(r"<script|<style|style=|\son\w+=|javascript:|https?://(?!127|THIS)", page.text)
     # A browser holds form-action against the redirect too, so the consent page names one more place: its listener.
     assert pages[2].headers["content-security-policy"].endswith(f"form-action 'self' http://127.0.0.1:{PORT}")
-    style = await in_thread(browser.get, "/assets/page.css")
+    style = await in_thread(browser.get, find_address("console.css"))
     assert style.status == 200
     assert style.headers["content-type"].startswith("text/css")
     assert not re.search(r"@import|url\(|http", style.text)
@@ -263,39 +281,87 @@ async def test_a_form_without_its_proof_or_with_anothers_does_nothing(plane: Con
     for proof in ("", "0" * 64, eves.form.fields["proof"], signing.form.fields["proof"], "é" * 64):
         done = await in_thread(ann.submit, page, answer="authorize", proof=proof)
         assert done.status == 403
-    # A proof made for signing in, with the very same cookie and request, is none for consenting.
-    fresh = Browser(server.port)
-    before = await in_thread(fresh.open_login, port=PORT, state="s-1")
-    done = await in_thread(fresh.post, page.form.action, {**before.form.fields, "answer": "authorize"})
-    assert done.status == 403
+    # A proof of another page of hers, with the very same cookie, is none for consenting.
+    account = await in_thread(ann.get, "/account")
+    assert (await in_thread(ann.submit, page, answer="authorize", proof=account.form.fields["proof"])).status == 403
+    # Nor does hers count for a browser that has it and no cookie.
+    done = await in_thread(Browser(server.port).submit, page, answer="authorize")
+    assert (done.status, done.location) == (403, "")
     assert await live_tokens(plane) == []
 
 
 async def test_a_planted_cookie_is_not_signed_in_by_the_person_who_types_the_password(
-    plane: ControlPlane, server: HttpServer
+    plane: ControlPlane, server: HttpServer, clock: ManualClock
 ) -> None:
     """Session fixation: Eve puts her cookie into Ann's browser, Ann signs in, Eve uses her copy."""
     eve, ann = Browser(server.port), Browser(server.port)
     await in_thread(eve.open_login, port=PORT, state="s-1")
     ann.cookies.update(eve.cookies)
     await consent_page(ann)
-    assert ann.cookies["runcode_visit"] != eve.cookies["runcode_visit"]
+    assert "runcode_visit" not in ann.cookies
     assert (await in_thread(eve.open_login, port=PORT, state="s-1")).has_password_field
+    # The same with a session of Eve's own: she is asked who she is in time, and the planted one is at its end.
+    await in_thread(eve.sign_in, EVE, EVES_PASSWORD, port=PORT, state="s-1")
+    planted, victim = eve.cookies["runcode_session"], Browser(server.port)
+    victim.cookies["runcode_session"] = planted
+    clock.advance(minutes=11)
+    assert ANN in (await in_thread(victim.sign_in, ANN, PASSWORD, port=PORT, state="s-1")).text
+    assert victim.cookies["runcode_session"] != planted
+    assert (await in_thread(eve.get, "/account")).location.startswith("/sign-in")
 
 
-async def test_a_stolen_cookie_opens_no_request_but_the_one_it_was_made_for(
-    plane: ControlPlane, server: HttpServer
+async def test_a_stolen_cookie_is_worth_nothing_to_another_user_of_the_machine(
+    plane: ControlPlane, server: HttpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Cookies know no ports: a hostile page on another port of 127.0.0.1 may read ours."""
+    """Cookies know no ports: a hostile page on another port of 127.0.0.1 reads ours, if Ann visits it.
+
+    The kernel says whose process asks; tests/integration/test_sign_in.py does it with real users.
+    """
+    owner = ["uid 1000"]
+    monkeypatch.setattr(browser_io, "find_owner", lambda _peer, _own: owner[0])
     ann, eve = Browser(server.port), Browser(server.port)
     _, challenge = make_challenge()
     page = await consent_page(ann, **challenge)
     eve.cookies.update(ann.cookies)
-    _, eves_challenge = make_challenge()
-    for query in ({"port": "50000", "state": "s-1"}, {"port": PORT, "state": "s-1", **eves_challenge}):
-        assert (await in_thread(eve.open_login, **query)).has_password_field
-        done = await in_thread(eve.post, page.form.action, {**page.form.fields, **query, "answer": "authorize"})
-        assert done.status == 403
+    for owner[0] in ("uid 1001", ""):
+        _, eves_challenge = make_challenge()
+        for query in ({"port": PORT, "state": "s-1", **challenge}, {"port": "50000", "state": "s", **eves_challenge}):
+            assert (await in_thread(eve.open_login, **query)).has_password_field
+            done = await in_thread(eve.post, page.form.action, {**page.form.fields, "answer": "authorize"})
+            assert (done.status, done.location) == (403, "")
+        assert (await in_thread(eve.get, "/account")).location == "/sign-in?next=%2Faccount"
+    assert await live_tokens(plane) == []
+    owner[0] = "uid 1000"
+    assert (await in_thread(ann.submit, page, answer="authorize")).status == 303
+
+
+async def test_on_plain_http_an_old_sign_in_consents_to_nothing(
+    plane: ControlPlane, server: HttpServer, clock: ManualClock
+) -> None:
+    """Whatever got at the cookie later, where the kernel cannot tell whose process it is, signs no client in."""
+    ann = Browser(server.port)
+    page = await consent_page(ann)
+    device = await in_thread(ann.get, "/auth/device")
+    clock.advance(seconds=web_sessions.PLAIN_HTTP.fresh.total_seconds() + 1)
+    assert (await in_thread(ann.get, "/account")).status == 200, "still signed in"
+    assert (await in_thread(ann.open_login, port=PORT, state="other")).has_password_field
+    assert (await in_thread(ann.get, "/auth/device")).has_password_field
+    for shown, fields in ((page, {"answer": "authorize"}), (device, {"user_code": "BCDF-GHJK"})):
+        done = await in_thread(ann.submit, shown, **fields)
+        assert (done.status, done.location) == (403, "")
+    # Another password proves the person anew, and leads back to the question.
+    back = await in_thread(ann.sign_in, ANN, PASSWORD, port=PORT, state="s-2")
+    assert "Let this client act as you?" in back.text
+
+
+async def test_a_form_of_one_request_answers_no_other(plane: ControlPlane, server: HttpServer) -> None:
+    ann = Browser(server.port)
+    _, challenge = make_challenge()
+    page = await consent_page(ann, **challenge)
+    _, eves = make_challenge()
+    for change in ({"port": "50000"}, {"state": "other"}, eves, {"client": "other"}, {"ticket": "1.x"}):
+        done = await in_thread(ann.submit, page, answer="authorize", **change)
+        assert (done.status, done.location) == (403, "")
     assert await live_tokens(plane) == []
 
 
@@ -305,8 +371,10 @@ async def test_cookies_are_out_of_reach_of_scripts_and_other_sites(tmp_path: Pat
     assert len(browser.set_cookies) >= 2
     for cookie in browser.set_cookies:
         assert "httponly" in cookie.lower()
-        assert "samesite=strict" in cookie.lower()
-        assert f"path={LOGIN}" in cookie.lower()
+        # The session's goes along when a link leads here, and no link does anything.
+        expected = "lax" if cookie.startswith("runcode_session") else "strict"
+        assert f"samesite={expected}" in cookie.lower()
+        assert "domain" not in cookie.lower()
     async with open_plane(tmp_path / "tls", public_url="https://runcode.example") as behind_tls:
         await behind_tls.users.create_user(ANN, PASSWORD)
         async with serve(behind_tls) as running:
@@ -315,7 +383,7 @@ async def test_cookies_are_out_of_reach_of_scripts_and_other_sites(tmp_path: Pat
             fields = {**page.form.fields, "email": ANN, "password": PASSWORD}
             origin = {"Origin": "https://runcode.example"}
             assert (await in_thread(person.post, page.form.action, fields, origin)).status == 303
-            assert len(person.set_cookies) == 3
+            assert len(person.set_cookies) == 4
             for cookie in person.set_cookies:
                 assert cookie.startswith("__Host-runcode_")
                 assert "secure" in cookie.lower()
@@ -398,16 +466,26 @@ async def test_a_thief_with_only_the_used_code_cannot_end_its_token(plane: Contr
     assert (await server.call("GET", "/api/rc/me", token=token)).status == 200
 
 
-async def test_codes_and_sign_ins_end_in_time(plane: ControlPlane, server: HttpServer, monotonic: Monotonic) -> None:
+async def test_codes_and_questions_end_in_time(plane: ControlPlane, server: HttpServer, clock: ManualClock) -> None:
     verifier, challenge = make_challenge()
     code = (await authorized(Browser(server.port), **challenge))["code"]
-    monotonic.now += browser_logins.CODE_S + 0.001
+    clock.advance(seconds=browser_logins.CODE_LIVES.total_seconds() + 0.001)
     assert (await redeem(server, code, verifier)).status == 400
     browser = Browser(server.port)
     page = await consent_page(browser)
-    monotonic.now += browser_logins.SIGNED_IN_S + 0.001
+    clock.advance(seconds=consents.SHOWN_FOR.total_seconds() + 0.001)
     assert (await in_thread(browser.submit, page, answer="authorize")).status == 403
     assert (await in_thread(browser.open_login, port=PORT, state="s-1")).has_password_field
+    assert await live_tokens(plane) == []
+
+
+async def test_a_clock_that_is_set_back_lengthens_no_code(
+    plane: ControlPlane, server: HttpServer, clock: ManualClock
+) -> None:
+    verifier, challenge = make_challenge()
+    code = (await authorized(Browser(server.port), **challenge))["code"]
+    clock.advance(hours=-1)
+    assert (await redeem(server, code, verifier)).status == 400
     assert await live_tokens(plane) == []
 
 
@@ -437,9 +515,9 @@ async def test_a_person_who_was_shut_out_in_between_gets_nothing(
     pages = [await consent_page(with_code, **challenge), await consent_page(plain)]
     await end(plane)
     await plane.users.enable_user(ANN)
-    assert (await redeem(server, code, verifier)).status == 403
+    assert (await redeem(server, code, verifier)).status == 400
     for browser, page in zip((with_code, plain), pages, strict=True):
-        query = {name: value for name, value in page.form.fields.items() if name != "proof"}
+        query = {name: value for name, value in page.form.fields.items() if name not in ("proof", "ticket")}
         assert (await in_thread(browser.open_login, **query)).has_password_field
         assert (await in_thread(browser.submit, page, answer="authorize")).status == 403
     assert await live_tokens(plane) == []
@@ -496,8 +574,8 @@ async def test_guessing_on_purpose_does_not_lock_the_owner_out(
     page = await in_thread(moved.open_login, port=PORT, state="s")
     assert (await in_thread(moved.submit, page, email=ANN, password=PASSWORD)).status == 303
     # Her cookie makes no browser known for anybody else's account.
-    assert plane.browser_logins._find_device(known.cookies["runcode_device"], ANN) is not None
-    assert plane.browser_logins._find_device(known.cookies["runcode_device"], EVE) is None
+    assert plane.sign_ins.find_device(known.cookies["runcode_device"], ANN) is not None
+    assert plane.sign_ins.find_device(known.cookies["runcode_device"], EVE) is None
 
 
 def test_the_pace_forgets_no_guesser_who_goes_on_and_keeps_a_bounded_memory() -> None:
@@ -540,10 +618,12 @@ async def test_one_person_neither_fills_the_memory_nor_pushes_others_out(
 ) -> None:
     ann, eve = Browser(server.port), Browser(server.port, source="127.0.7.1")
     page = await consent_page(ann)
-    for number in range(browser_logins._KEPT_PER_PERSON + 5):
-        eve.cookies.pop("runcode_visit", None)
-        await in_thread(eve.sign_in, EVE, EVES_PASSWORD, port=PORT, state=f"s-{number}")
-    assert len(plane.browser_logins._visits) == 1 + browser_logins._KEPT_PER_PERSON
+    for number in range(web_sessions.KEPT_PER_PERSON + 5):
+        eve.cookies.pop("runcode_session", None)
+        last = await in_thread(eve.sign_in, EVE, EVES_PASSWORD, port=PORT, state=f"s-{number}")
+        assert EVE in last.text
+    kept = (await in_thread(eve.get, "/account")).text.count('data-name="Last seen"')
+    assert kept == web_sessions.KEPT_PER_PERSON
     assert (await in_thread(ann.submit, page, answer="authorize")).status == 303
 
 
@@ -562,11 +642,11 @@ async def test_many_passwords_at_once_take_two_checks_and_a_bounded_queue(
         raise AssertionError("not reached by those who are refused")
 
     monkeypatch.setattr(plane.users, "check_password", check)
-    tries = [asyncio.create_task(plane.browser_logins._check_in_turn(ANN, "x")) for _ in range(60)]
+    tries = [asyncio.create_task(plane.sign_ins._check_in_turn(ANN, "x")) for _ in range(60)]
     await asyncio.sleep(0.05)
     refused = [task for task in tries if task.done()]
-    assert most == browser_logins._CHECKS_AT_ONCE
-    assert len(refused) == 60 - browser_logins._CHECKS_WAITING_MAX
+    assert most == sign_ins.CHECKS_AT_ONCE
+    assert len(refused) == 60 - sign_ins.CHECKS_WAITING_MAX
     assert all(getattr(task.exception(), "code", "") == "rate_limited" for task in refused)
     release.set()
     await asyncio.gather(*tries, return_exceptions=True)

@@ -340,7 +340,7 @@ async def test_a_withdrawal_and_its_change_are_one_transaction(plane: ControlPla
         if statement.startswith("INSERT INTO changes"):
             raise OSError("crash")
 
-    engine = plane.store._engine.sync_engine
+    engine = plane.store._database.reader.sync_engine
     event.listen(engine, "before_cursor_execute", crash)
     with pytest.raises(RunCodeError):
         await WITHDRAWALS[how](plane, ids)

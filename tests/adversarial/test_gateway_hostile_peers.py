@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from runcode.gateway import asyncssh_internals as internals
+from runcode.gateway import asyncssh_legs, asyncssh_relay
 from runcode.gateway.admission import AdmissionPolicy
 from runcode.gateway.packets import render_string as s
 from runcode.gateway.packets import render_uint32 as u
@@ -198,7 +198,7 @@ async def test_too_much_before_the_workspace_is_there_ends_the_connection() -> N
         assert len(scene.gateway._registry) == 0
 
 
-def client_leg(scene: Scene) -> internals.ClientLeg:
+def client_leg(scene: Scene) -> asyncssh_legs.ClientLeg:
     (leg,) = [leg for leg in scene.gateway._legs if not leg.is_over]
     return leg
 
@@ -224,7 +224,7 @@ async def test_a_client_that_stalls_a_key_exchange_holds_the_box_not_our_memory(
 
 
 async def test_a_key_exchange_that_never_ends_is_ended(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(internals, "_REKEY_TIMEOUT_S", 0.3)
+    monkeypatch.setattr(asyncssh_relay, "_REKEY_TIMEOUT_S", 0.3)
     scene.add_box("royal-1")
     async with raw_client(scene) as raw:
         await start_stream(raw, scene.add_client("royal-1"))
@@ -271,8 +271,8 @@ async def test_what_waits_for_a_key_exchange_is_bounded_whatever_happens(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Should holding the other leg not help, the connection is given up before the memory is."""
-    monkeypatch.setattr(internals, "_DEFERRED_SOFT", 1 << 40)
-    monkeypatch.setattr(internals, "_DEFERRED_HARD", 1 << 20)
+    monkeypatch.setattr(asyncssh_relay, "_DEFERRED_SOFT", 1 << 40)
+    monkeypatch.setattr(asyncssh_relay, "_DEFERRED_HARD", 1 << 20)
     scene.add_box("royal-1")
     async with raw_client(scene) as raw:
         await start_stream(raw, scene.add_client("royal-1"))

@@ -140,7 +140,7 @@ def test_every_command_that_a_page_tells_to_type_exists(page: Path) -> None:
     typed = re.findall(r"(?:`| {4})(?:\.venv/bin/)?runcode ([a-z][a-z-]*)", text)
     for command in typed:
         assert command in {*make_docs.COMMANDS, "help"}, command
-    for noun, verb in re.findall(r"(?:`| {4})(?:\S*/)?runcode-server ([a-z]+)(?: ([a-z]+))?", text):
+    for noun, verb in re.findall(r"(?:`| {4})(?:\S*/)?runcode-server ([a-z]+)(?: ([a-z-]+))?", text):
         assert re.search(rf"^## {noun}$", PAGES[DOCS / "server-cli.md"], re.MULTILINE), noun
         has_verbs = re.search(rf"^### {noun} ", PAGES[DOCS / "server-cli.md"], re.MULTILINE)
         if verb and has_verbs:

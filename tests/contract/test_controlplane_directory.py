@@ -11,6 +11,7 @@ import pytest
 
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.reconciler import Reconciler
+from runcode.controlplane.store.location import Location
 from runcode.gateway.directory import AdmissionFacts, ChangeBatch, SessionFacts, WorkspaceFacts
 from runcode.runtimes.base import TcpEndpoint, UnixEndpoint
 from support.controlplane_fakes import FakeRuntime, make_reconciler, open_plane, set_endpoint, until
@@ -87,8 +88,8 @@ class World:
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with open_plane(tmp_path) as plane:
+async def world(tmp_path: Path, location: Location) -> AsyncIterator[World]:
+    async with open_plane(tmp_path, database=location) as plane:
         set_endpoint(plane)
         await plane.users.create_user(OWNER)
         reconciler = make_reconciler(plane, FakeRuntime())
@@ -108,14 +109,19 @@ class TestControlPlaneDirectory(DirectoryContract):
             "import asyncio, sys\nfrom pathlib import Path\n"
             "from runcode.controlplane.plane import ControlPlane, ControlPlaneSettings\n"
             "async def main():\n"
-            "    plane = await ControlPlane.open(ControlPlaneSettings(Path(sys.argv[1]), Path(sys.argv[2])))\n"
+            "    database = Path(sys.argv[1])\n"
+            "    if sys.argv[1].startswith('postgresql:'):\n"
+            "        from runcode.controlplane.store.location import parse_database_url\n"
+            "        database = parse_database_url(sys.argv[1])\n"
+            "    plane = await ControlPlane.open(ControlPlaneSettings(database, Path(sys.argv[2])))\n"
             "    await plane.sessions.revoke_session(int(sys.argv[3]))\n"
             "    await plane.close()\n"
             "asyncio.run(main())\n"
         )
         settings = world._plane.settings
+        database = getattr(settings.database, "conninfo", str(settings.database))
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", script, str(settings.database), str(settings.keys_folder), str(session_id)
+            *(sys.executable, "-c", script, database), *(str(settings.keys_folder), str(session_id))
         )
         async with asyncio.timeout(20):
             while session_id not in (batch := await anext(feed)).session_ids:

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from runcode.controlplane.plane import ControlPlane
+from runcode.controlplane.store.location import Location
 from runcode.controlplane.store.models import EventRow
 from runcode.server.directory import InProcessEventSink
 from support.controlplane_fakes import open_plane
@@ -44,6 +45,6 @@ class TestFakeSink(EventSinkContract):
 
 class TestControlPlane(EventSinkContract):
     @pytest.fixture
-    async def kept(self, tmp_path: Path) -> AsyncIterator[_PlaneKept]:
-        async with open_plane(tmp_path) as plane:
+    async def kept(self, tmp_path: Path, location: Location) -> AsyncIterator[_PlaneKept]:
+        async with open_plane(tmp_path, database=location) as plane:
             yield _PlaneKept(plane)

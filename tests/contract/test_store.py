@@ -13,11 +13,12 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, func, select
+from sqlalchemy import CheckConstraint, Connection, func, inspect, select, text
 
 from runcode.controlplane import changes
 from runcode.controlplane.store import migrate
 from runcode.controlplane.store.engine import Store
+from runcode.controlplane.store.location import Location, PostgresUrl
 from runcode.controlplane.store.models import Base, ChangeRow
 from runcode.core.errors import RunCodeError
 from support.controlplane_fakes import START
@@ -61,27 +62,40 @@ async def test_a_new_database_is_private_complete_and_alone_in_its_folder(tmp_pa
     assert path.read_bytes() == before
 
 
-async def test_the_models_are_what_the_migrations_make(tmp_path: Path) -> None:
+async def test_the_models_are_what_the_migrations_make(location: Location) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
-    await (await Store.open(tmp_path / "a.db")).close()
-    engine = create_engine(f"sqlite:///{tmp_path / 'a.db'}")
+    store = await Store.open(location)
+    engine = store.make_engine()
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, Base.metadata) == []
-        kept = set(connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'index'").scalars())
+        # Autogenerate does not look at partial indexes' conditions, nor at checks.
+        for name in ("uq_workspaces_live_title", "uq_sessions_held_key"):
+            assert "IS NULL" in _index_sql(connection, name)
+        for table in Base.metadata.sorted_tables:
+            ours = {check.name for check in table.constraints if isinstance(check, CheckConstraint)}
+            theirs = {found["name"] for found in inspect(connection).get_check_constraints(table.name)}
+            assert ours == theirs, table.name
     engine.dispose()
-    # Autogenerate does not look at partial indexes' conditions.
-    assert {"uq_workspaces_live_title", "uq_sessions_held_key"} <= kept
+    await store.close()
     scripts = ScriptDirectory(str(migrate.MIGRATIONS_FOLDER))
     assert scripts.get_current_head() == migrate.SCHEMA_HEAD
     assert {script.revision for script in scripts.walk_revisions()} == migrate.KNOWN_REVISIONS
 
 
-async def test_a_transaction_is_whole_or_nothing(tmp_path: Path) -> None:
-    store = await Store.open(tmp_path / "a.db")
+def _index_sql(connection: Connection, name: str) -> str:
+    sql = {
+        "sqlite": "SELECT sql FROM sqlite_master WHERE name = :name",
+        "postgresql": "SELECT indexdef FROM pg_indexes WHERE indexname = :name",
+    }[connection.dialect.name]
+    return str(connection.execute(text(sql), {"name": name}).scalar_one())
+
+
+async def test_a_transaction_is_whole_or_nothing(location: Location) -> None:
+    store = await Store.open(location)
 
     async def crash() -> None:
         async with store.write() as session:
@@ -95,9 +109,9 @@ async def test_a_transaction_is_whole_or_nothing(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_what_a_rule_read_is_still_true_when_it_writes(tmp_path: Path) -> None:
+async def test_what_a_rule_read_is_still_true_when_it_writes(location: Location) -> None:
     # Read, then write, in many tasks over two stores: without the lock taken first, updates would be lost or refused.
-    first, second = await Store.open(tmp_path / "a.db"), await Store.open(tmp_path / "a.db")
+    first, second = await Store.open(location), await Store.open(location)
 
     async def add_one(store: Store) -> None:
         async with store.write() as session:
@@ -113,31 +127,38 @@ async def test_what_a_rule_read_is_still_true_when_it_writes(tmp_path: Path) -> 
     await second.close()
 
 
-async def test_two_processes_make_and_write_one_database_at_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("product", ["SQLite", "Postgres"])
+async def test_processes_make_and_write_one_database_at_once(
+    tmp_path: Path, product: str, request: pytest.FixtureRequest
+) -> None:
     script = """
         import asyncio, sys
         from pathlib import Path
         from runcode.controlplane import changes
         from runcode.controlplane.clock import SystemClock
         from runcode.controlplane.store.engine import Store
+        from runcode.controlplane.store.location import parse_database_url
         async def main():
-            store = await Store.open(Path(sys.argv[1]))
+            store = await Store.open(parse_database_url(sys.argv[1]) if ":" in sys.argv[1] else Path(sys.argv[1]))
             for _ in range(30):
                 async with store.write() as session:
                     changes.append_change(session, changes.CREATED, SystemClock().now(), workspace_id=1)
             await store.close()
         asyncio.run(main())
     """
-    path = tmp_path / "a.db"
-    runs = await asyncio.gather(*(asyncio.to_thread(run_python, script, str(path)) for _ in range(3)))
+    location: Location = tmp_path / "a.db"
+    if product == "Postgres":
+        location = request.getfixturevalue("postgres").make_database(empty=True)
+    named = location.conninfo if isinstance(location, PostgresUrl) else str(location)
+    runs = await asyncio.gather(*(asyncio.to_thread(run_python, script, named) for _ in range(3)))
     assert [(run.returncode, run.stderr) for run in runs] == [(0, "")] * 3
-    store = await Store.open(path)
+    store = await Store.open(location)
     assert await count_changes(store) == 90
     await store.close()
 
 
-async def test_a_reader_sees_one_moment(tmp_path: Path) -> None:
-    store = await Store.open(tmp_path / "a.db")
+async def test_a_reader_sees_one_moment(location: Location) -> None:
+    store = await Store.open(location)
     async with store.read() as session:
         assert await session.scalar(select(func.count(ChangeRow.id))) == 0
         await append(store)
@@ -146,9 +167,9 @@ async def test_a_reader_sees_one_moment(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_the_probe_sees_commits_of_anybody_and_nothing_else(tmp_path: Path) -> None:
-    store = await Store.open(tmp_path / "a.db")
-    other = await Store.open(tmp_path / "a.db")
+async def test_the_probe_sees_commits_of_anybody_and_nothing_else(location: Location) -> None:
+    store = await Store.open(location)
+    other = await Store.open(location)
     probe = await store.open_probe()
     versions = [await probe.version()]
     await count_changes(store)
@@ -324,9 +345,9 @@ async def test_a_database_held_by_another_is_busy_not_broken(tmp_path: Path) -> 
         script = (
             _REFUSAL
             + """
-import runcode.controlplane.store.engine as engine
+import runcode.controlplane.store.sqlite_database as database
 from runcode.core.errors import RunCodeError
-engine._BUSY_TIMEOUT_MS = 50
+database.BUSY_TIMEOUT_MS = 50
 try:
     asyncio.run(Store.open(Path(sys.argv[1])))
 except RunCodeError as error:
@@ -338,9 +359,9 @@ except RunCodeError as error:
     await store.close()
 
 
-async def test_a_task_that_is_cancelled_mid_transaction_leaves_no_lock(tmp_path: Path) -> None:
+async def test_a_task_that_is_cancelled_mid_transaction_leaves_no_lock(location: Location) -> None:
     # A statement that was in the driver's thread when its task ended must not leave a transaction behind.
-    store, other = await Store.open(tmp_path / "a.db"), await Store.open(tmp_path / "a.db")
+    store, other = await Store.open(location), await Store.open(location)
 
     async def slow_append() -> None:
         async with store.write() as session:
@@ -364,8 +385,8 @@ async def test_a_task_that_is_cancelled_mid_transaction_leaves_no_lock(tmp_path:
     await other.close()
 
 
-async def test_ids_are_never_reused(tmp_path: Path) -> None:
-    store = await Store.open(tmp_path / "a.db")
+async def test_ids_are_never_reused(location: Location) -> None:
+    store = await Store.open(location)
     await append(store)
     async with store.write() as session:
         for row in await session.scalars(select(ChangeRow)):

@@ -29,6 +29,7 @@ from support.service import Laptop
 ALIVE_S = 10.0
 BOB = "bob@example.org"
 BOX = "shared-box"
+TEAM = "Payments"
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +108,20 @@ def until(condition: Callable[[], object], timeout_s: float) -> None:
 class Scene:
     """Bob's machine, with a transfer under way and an idle master; and Ann's, on the same workspace."""
 
-    def __init__(self, service: OrderedService, owner: Laptop, folder: Path, title: str) -> None:
+    def __init__(
+        self, service: OrderedService, owner: Laptop, folder: Path, title: str, team: str | None = None
+    ) -> None:
         self.service, self.title = service, title
         made = service.operator_json("token", "create", "laptop", "--user", BOB)
         self.token_id = int(made["id"])
         self.token = str(made["token"])
-        service.operator("workspace", "share", title, BOB, "--role", "manage")
+        if team is None:
+            service.operator("workspace", "share", title, BOB, "--role", "manage")
+        else:
+            # By the team alone.
+            service.operator("workspace", "unshare", title, BOB)
+            service.operator("team", "add", team, BOB)
+            service.operator("workspace", "share", title, "--team", team, "--role", "manage")
         self.bob = Laptop(folder / "bob")
         self.bob.login(service, self.token)
         self.workspace_id = {row["title"]: row["id"] for row in service.operator_json("workspace", "list")}[title]
@@ -178,6 +187,8 @@ _IN_PROCESS: dict[str, Callable[[Scene], object]] = {
     "token_revoked": lambda s: s.service.order("tokens", "revoke_token", s.token_id),
     "user_disabled": lambda s: s.service.order("users", "disable_user", BOB),
     "unshared": lambda s: s.service.order("workspaces", "unshare", s.title, BOB),
+    "team_left": lambda s: s.service.order("teams", "remove_member", TEAM, BOB),
+    "team_unshared": lambda s: s.service.order("teams", "delete_team", TEAM),
     "stop_requested": lambda s: call_api(
         s.service, s.token, "GET", f"/api/rc/workspace/stop?workspace_id={s.workspace_id}"
     ),
@@ -188,10 +199,13 @@ _BY_ANOTHER: dict[str, Callable[[Scene], object]] = {
     "token_revoked": lambda s: s.service.operator("token", "revoke", str(s.token_id)),
     "user_disabled": lambda s: s.service.operator("user", "disable", BOB),
     "unshared": lambda s: s.service.operator("workspace", "unshare", s.title, BOB),
+    "team_left": lambda s: s.service.operator("team", "remove", TEAM, BOB),
+    "team_unshared": lambda s: s.service.operator("workspace", "unshare", s.title, "--team", TEAM),
     "stop_requested": lambda s: s.service.operator("workspace", "stop", s.title, "--no-wait"),
     "delete_requested": lambda s: s.service.operator("workspace", "delete", s.title, "--no-wait"),
 }
 _ENDS_FOR_ALL = ("stop_requested", "delete_requested")
+_ENDS_OF_TEAMS = ("team_left", "team_unshared")
 
 
 @pytest.mark.parametrize("by", ["the server itself", "another process"])
@@ -208,7 +222,10 @@ def test_a_transfer_dies_and_only_the_one_that_lost_its_right(
     if kind in _ENDS_FOR_ALL:
         title = f"ends-{kind.partition('_')[0]}-{'own' if by.startswith('the') else 'other'}"
         service.operator("workspace", "create", title)
-    scene = Scene(service, owner, tmp_path, title)
+    by_team = kind in _ENDS_OF_TEAMS
+    if by_team and TEAM not in {team["name"] for team in service.operator_json("team", "list")}:
+        service.operator("team", "create", TEAM)
+    scene = Scene(service, owner, tmp_path, title, team=TEAM if by_team else None)
     try:
         before = newest_change(service)
         (_IN_PROCESS if by.startswith("the") else _BY_ANOTHER)[kind](scene)

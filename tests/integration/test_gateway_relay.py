@@ -20,9 +20,12 @@ async def scene() -> AsyncIterator[Scene]:
         yield opened
 
 
-@pytest.fixture
-def client(scene: Scene) -> Client:
-    return scene.add_client("royal-1")
+@pytest.fixture(params=["", "aes128-gcm@openssh.com"], ids=["OpenSSH's choice", "resealed in place"])
+def client(scene: Scene, request: pytest.FixtureRequest) -> Client:
+    client = scene.add_client("royal-1")
+    client.ciphers = request.param
+    client.write_config(client.title)
+    return client
 
 
 @pytest.mark.parametrize("status", [0, 1, 77, 255])

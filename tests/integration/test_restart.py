@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 
 import runcode
+from support.frozen_schemas import go_back
 from support.service import Laptop, Service, processes_mentioning
 
 WAIT_S = 60.0
@@ -204,15 +205,6 @@ class Version:
         return (str(self.python), "-I", "-m", "runcode.server.main")
 
 
-def go_back_to_the_first_schema(database: Path) -> None:
-    """What an older server's database looks like: its tables are today's without those that came later."""
-    connection = sqlite3.connect(database)
-    connection.execute("DROP TABLE events")
-    connection.execute("UPDATE alembic_version SET version_num = '0001'")
-    connection.commit()
-    connection.close()
-
-
 def test_an_upgrade_leaves_boxes_commands_and_sessions_alone(service: Service, tmp_path: Path) -> None:
     """Old server down, new one up (other code, other path, later schema); the old code is deleted in between."""
     service.stop()
@@ -251,7 +243,7 @@ def test_an_upgrade_leaves_boxes_commands_and_sessions_alone(service: Service, t
     until(lambda: counted()[0] > down, "the job goes on without a server")
     shutil.rmtree(old.folder)
     database = service.data_dir / "runcode.db"
-    go_back_to_the_first_schema(database)
+    go_back(database, "0001")
     service.program = new.program
     service.start()
 

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import http.client
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from urllib.parse import parse_qs, urlencode, urlsplit
@@ -42,8 +43,11 @@ class Page:
 
 @dataclass
 class Form:
+    """`fields` are the hidden ones; `ticked` the boxes that stand ticked, by name."""
+
     action: str
     fields: dict[str, str] = field(default_factory=dict)
+    ticked: dict[str, list[str]] = field(default_factory=dict)
 
 
 class _FormParser(HTMLParser):
@@ -57,6 +61,8 @@ class _FormParser(HTMLParser):
             self.form = Form(given["action"])
         elif tag == "input" and self.form is not None and given.get("type") == "hidden":
             self.form.fields[given["name"]] = given["value"]
+        elif tag == "input" and self.form is not None and "checked" in given and "disabled" not in given:
+            self.form.ticked.setdefault(given["name"], []).append(given["value"])
 
 
 class Browser:
@@ -72,8 +78,10 @@ class Browser:
     def get(self, path: str, **headers: str) -> Page:
         return self.send("GET", path, headers=headers)
 
-    def post(self, path: str, fields: dict[str, str] | bytes, headers: dict[str, str] | None = None) -> Page:
-        body = fields if isinstance(fields, bytes) else urlencode(fields).encode()
+    def post(
+        self, path: str, fields: Mapping[str, str | list[str]] | bytes, headers: dict[str, str] | None = None
+    ) -> Page:
+        body = fields if isinstance(fields, bytes) else urlencode(fields, doseq=True).encode()
         usual = {
             "Origin": f"http://{self.host}",
             "Sec-Fetch-Site": "same-origin",
@@ -81,15 +89,19 @@ class Browser:
         }
         return self.send("POST", path, body, {**usual, **(headers or {})})
 
-    def submit(self, page: Page, **fields: str) -> Page:
-        return self.post(page.form.action, {**page.form.fields, **fields})
+    def submit(self, page: Page, **fields: str | list[str]) -> Page:
+        """The form as it stands, boxes ticked as shown, but for `fields`."""
+        return self.post(page.form.action, {**page.form.fields, **page.form.ticked, **fields})
 
     def open_login(self, **query: str) -> Page:
         return self.get(f"{LOGIN}?{urlencode(query)}")
 
     def sign_in(self, email: str, password: str, **query: str) -> Page:
-        """Up to the consent page."""
-        done = self.submit(self.open_login(**query), email=email, password=password)
+        """Up to the consent page, which a browser that is signed in sees at once."""
+        asked = self.open_login(**query)
+        if asked.status == 200 and not asked.has_password_field:
+            return asked
+        done = self.submit(asked, email=email, password=password)
         return self.get(done.location) if done.status == 303 else done
 
     def send(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Page:

@@ -166,6 +166,10 @@ class ControlPlane:
                 {**row, "current_state": self.states.get(row["id"], "stopped"), "interim_state": None} for row in rows
             ]
             return 200, {"error": False, "data": {"workspaces": shown}}
+        if path == "/api/rc/workspace/42/activity":
+            shared = {"kind": "command", "email": "ann@example.org", "started_at": "2026-11-23T22:00:00Z", "masked": 0}
+            told = [{**shared, "id": "ab" * 16, "command": "make test", "exit_status": 0}, {**shared, "id": "cd" * 16}]
+            return 200, {"error": False, "data": {"activity": told, "older": None}}
         if path in ("/api/rc/workspace/start", "/api/rc/workspace/stop"):
             workspace_id = int(query.partition("=")[2])
             reply = self.start_reply if path.endswith("start") else self.stop_reply

@@ -23,6 +23,7 @@ from runcode.controlplane.changes import ChangeFeed
 from runcode.controlplane.plane import ControlPlane, ControlPlaneSettings
 from runcode.controlplane.reconciler import Reconciler, Timing
 from runcode.controlplane.store.engine import Store
+from runcode.controlplane.store.location import Location
 from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import (
     Capabilities,
@@ -74,10 +75,14 @@ async def _lay_empty_database(path: Path) -> None:
 
 
 @contextlib.asynccontextmanager
-async def open_plane(folder: Path, clock: Any = None, **settings: Any) -> AsyncIterator[ControlPlane]:
-    await _lay_empty_database(folder / "runcode.db")
+async def open_plane(
+    folder: Path, clock: Any = None, *, database: Location | None = None, **settings: Any
+) -> AsyncIterator[ControlPlane]:
+    database = database or folder / "runcode.db"
+    if isinstance(database, Path):
+        await _lay_empty_database(database)
     plane = await ControlPlane.open(
-        ControlPlaneSettings(database=folder / "runcode.db", keys_folder=folder / "keys", **settings),
+        ControlPlaneSettings(database=database, keys_folder=folder / "keys", **settings),
         clock=clock,
         hasher=CHEAP_HASHER,
     )

@@ -118,14 +118,15 @@ SetEnv HOME={self.home}
 
     def kill_sshds(self) -> None:
         """As a box dies: without a word, and with all that it started."""
-        family = {child.pid for child in self.children if child.poll() is None}
+        # The sshds first and in order: one that outlives its shell by a moment would tell how that ended.
+        family = [child.pid for child in self.children if child.poll() is None]
         parents = {}
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 with contextlib.suppress(OSError):
                     parents[int(entry.name)] = int((entry / "stat").read_text().rsplit(")", 1)[1].split()[1])
-        while found := {pid for pid, parent in parents.items() if parent in family} - family:
-            family |= found
+        for ancestor in family:  # grows as it is walked
+            family += [pid for pid, parent in parents.items() if parent == ancestor]
         for pid in family:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -162,6 +163,8 @@ class Client:
     title: str
     port: int
     host_line: str
+    # As `Ciphers` in the configuration; OpenSSH before 10 prefers aes256-ctr by itself, which goes the slow way.
+    ciphers: str = ""
     processes: list[asyncio.subprocess.Process] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -192,6 +195,7 @@ class Client:
   LogLevel ERROR
   ConnectTimeout 20
 """
+            + (f"  Ciphers {self.ciphers}\n" if self.ciphers else "")
         )
 
     def argv(self, *arguments: str, program: str = "ssh", options: tuple[str, ...] = ()) -> list[str]:

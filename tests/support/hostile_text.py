@@ -6,29 +6,40 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 # What stands in hostile input more often than chance would have it.
-SPICE = st.sampled_from(
-    [
-        "\n",
-        "\r",
-        "\0",
-        "\x1b",
-        "\x85",
-        "\u2028",
-        "\u202e",
-        "%",
-        "${",
-        "`",
-        "$(",
-        "-",
-        "/",
-        "..",
-        ".",
-        ":",
-        "@",
-        '"',
-        "'",
-        "\\",
-    ]
+SPICES = (
+    "\n",
+    "\r",
+    "\0",
+    "\x1b",
+    "\x85",
+    "\u2028",
+    "\u202e",
+    "%",
+    "${",
+    "`",
+    "$(",
+    "-",
+    "/",
+    "..",
+    ".",
+    ":",
+    "@",
+    '"',
+    "'",
+    "\\",
+)
+SPICE = st.sampled_from(SPICES)
+# Text that is markup, a template or an address wherever somebody forgot what it is.
+MARKUP = (
+    "<img src=x onerror=alert(1)>",
+    "<script>alert(1)</script>",
+    '"><svg onload=alert(1)>',
+    "' autofocus onfocus=alert(1) x='",
+    "</pre></dd></td><iframe src=//evil.example></iframe>",
+    "<style>*{display:none}</style><base href=//evil.example>",
+    "{{ 7*7 }}{% raw %}${7*7}",
+    "javascript:alert(1)",
+    "<a hx-get=//evil.example hx-trigger=load data-hx-on:load=alert(1)>",
 )
 PLAIN = st.text("abcXYZ019.-_/", max_size=12)
 TEXT = st.lists(st.one_of(SPICE, PLAIN, st.text(max_size=6)), max_size=6).map("".join)

@@ -28,6 +28,7 @@ from runcode.runtimes.local import identity, keepers
 from runcode.runtimes.local.layout import Layout, WorkspaceFolder
 from support import kill_proc
 from support.kill_load import SENTINEL, Books, Load, check_storage, sentinel_content
+from support.postgres import Cluster
 from support.service import Laptop, Service
 
 TITLES = ("north-box", "east-box", "south-box", "restless-box")
@@ -57,6 +58,8 @@ VICTIMS = {
     "server+keeper": 2,
     "everything": 1,
 }
+# Beside those, where the database is a server's own.
+DATABASE = "database"
 BOX_KINDS = {"keeper", "bwrap", "network helper", "box pid 1", "box init", "server+keeper", "everything"}
 
 
@@ -81,9 +84,10 @@ class Outcome:
 
 
 class Campaign:
-    def __init__(self, seed: int, *, report: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, seed: int, *, postgres: bool = False, report: Callable[[str], None] = lambda _: None) -> None:
         self.seed = seed
         self._report = report
+        self.cluster = Cluster() if postgres else None
         # Short: control sockets live below it.
         self.folder = Path(tempfile.mkdtemp(prefix="rk-", dir="/tmp"))
         self.folder.chmod(0o700)
@@ -102,6 +106,9 @@ class Campaign:
     # ------------------------------------------------------------ before and after
 
     def open(self) -> Campaign:
+        if self.cluster is not None:
+            url = self.cluster.make().make_database(empty=True)
+            self.service.options = ("--database", url.conninfo)
         self.service.start()
         self.token = self.service.first_facts["token"]
         for title in TITLES:
@@ -140,6 +147,8 @@ class Campaign:
             left += [f"left a cgroup: {path}" for title in TITLES for path in self._find_cgroups(title, running=False)]
         finally:
             self._end_by_force()
+            if self.cluster is not None:
+                self.cluster.remove()
             shutil.rmtree(self.folder, ignore_errors=True)
         return left
 
@@ -159,7 +168,8 @@ class Campaign:
 
     def play(self, number: int, *, victim: str | None = None) -> Outcome:
         rng = random.Random(f"{self.seed}:{number}")
-        drawn = rng.choices(list(VICTIMS), list(VICTIMS.values()))[0]
+        kinds = VICTIMS if self.cluster is None else {**VICTIMS, DATABASE: 6}
+        drawn = rng.choices(list(kinds), list(kinds.values()))[0]
         outcome = Outcome(number, victim or drawn, rng.choice(TITLES))
         if outcome.victim == "sshd" and outcome.workspace == RESTLESS:
             outcome.workspace = TITLES[0]  # a box that is stopped all the time may never serve long enough
@@ -205,7 +215,14 @@ class Campaign:
             self._look_at_box(known, kill_proc.look())
         if kind in BOX_KINDS:
             load.struck |= {title} if kind != "everything" else set(TITLES)
-        if kind.startswith("cli "):
+        if kind == DATABASE:
+            assert self.cluster is not None
+            assert self.cluster.process is not None
+            outcome.killed.append(self.cluster.process.pid)
+            self.cluster.kill()
+            time.sleep(rng.uniform(0.0, 1.5))
+            self.cluster.start()
+        elif kind.startswith("cli "):
             deadline = time.monotonic() + _FIND_VICTIM_S
             while time.monotonic() < deadline and not outcome.killed:
                 time.sleep(rng.uniform(0.0, 0.25))

@@ -15,6 +15,7 @@ If no worker could tell (each of them crashed), the summary says so.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -42,7 +43,13 @@ LONG = (
     "tests/contract/test_runtime_contract.py",
     "tests/integration/test_cutting_end_to_end.py",
     "tests/acceptance/test_kill_rounds.py",
+    "tests/integration/test_backup.py",
+    "tests/integration/test_two_servers.py",
+    "tests/contract/test_store_kills.py",
     "tests/acceptance/test_story.py",
+    "tests/integration/test_console_stories.py",
+    "tests/integration/test_console_pages.py",
+    "tests/adversarial/test_console_attacks.py",
     "tests/acceptance/test_json_contract.py",
     "tests/integration/test_gateway_events.py",
     "tests/integration/test_client_mux.py",
@@ -52,6 +59,8 @@ LONG = (
     "tests/agents/test_hooks_wiring.py",
     "tests/agents/test_boundary.py",
     "tests/agents/test_story.py",
+    "tests/integration/test_front.py",
+    "tests/contract/test_openapi_fuzz.py",
 )
 
 _ALONE = "alone"
@@ -72,6 +81,8 @@ class RunFacts:
         self.tables = RuntimeTables()
         self.not_run: dict[str, str] = {}
         self.deselected: list[str] = []
+        # How many tests ran on which database, by product and version.
+        self.stores: Counter[str] = Counter()
         self.told = False
 
     def add_items(self, items: Iterable[pytest.Item]) -> None:

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, int | None, str]] = {
     "write": ("write", None, "stdin to a file on the workspace"),
     "context": ("context", None, "what is on the workspace: system, git, tools, in one round trip"),
     "forward": ("forward", None, "a local port to a port on the workspace"),
+    "history": ("history", None, "what happened on a workspace: who ran what, and how it ended"),
     "current": ("current", None, "the workspace that is attached here"),
     "status": ("status", None, "every cached session with its expiry"),
     "statusline": ("statusline", None, "one line for a client's status line"),

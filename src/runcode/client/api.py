@@ -8,8 +8,9 @@ takes the token elsewhere, a reply without end, a message that rewrites the
 screen.
 
 Guarantee: the token goes to one checked origin only; a redirect is followed
-within that origin and nowhere else; a reply is bounded in size and in time; what
-comes back is parsed by `core` or is an error with a code.
+within that origin and nowhere else; a reply is bounded in size and in time, and so
+is what a server may have us wait; what comes back is parsed by `core` or is an
+error with a code.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 from runcode.core import wire
 from runcode.core.bundle import ConnectionBundle, parse_bundle
 from runcode.core.errors import RunCodeError
+from runcode.core.values import Value
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from runcode.core.activity import Activity
     from runcode.core.wire import Workspace
 
 REPLY_MAX = 4 * 1024 * 1024
@@ -36,6 +39,17 @@ CALL_TIMEOUT_S = 20.0
 # One silent byte at a time could otherwise hold a call for ever.
 REPLY_TIMEOUT_S = 60.0
 REDIRECTS_MAX = 3
+# What a call waits in all when the server says "later": enough for a crowd, too short to be taken for a hang.
+PATIENCE_S = 10
+_DEVICE_REFUSALS = frozenset(("authorization_pending", "slow_down", "access_denied", "expired_token"))
+
+
+class DeviceAnswer(Value):
+    """A poll of a device's sign-in: the token, or the server's word for why there is none yet (RFC 8628 §3.5)."""
+
+    token: str | None
+    untrusted_email: str
+    refusal: str | None
 
 
 class Api:
@@ -50,7 +64,7 @@ class Api:
         timeout_s: float = CALL_TIMEOUT_S,
         certificates: bool = True,
     ) -> None:
-        """Without a token only `redeem_code` makes sense. `certificates`: may a mint answer with one?
+        """Without a token only the calls that sign in make sense. `certificates`: may a mint answer with one?
 
         `server_date` is the last reply's Date header, as it came.
         """
@@ -104,6 +118,40 @@ class Api:
             raise RunCodeError("http_error", wire.find_error_message(body) or "the server sent no bundle")
         return parse_bundle(body.get("bundle"))
 
+    def list_activity(
+        self,
+        workspace_id: int | None,
+        *,
+        before: int | None = None,
+        limit: int = 50,
+        session_id: int | None = None,
+        kind: str | None = None,
+        since_s: int | None = None,
+    ) -> tuple[list[Activity], int | None]:
+        """(what happened, newest first; the older page's cursor). One workspace's, or (None) this person's own.
+
+        Raises `unavailable` where the server has no such call.
+        """
+        from runcode.core.activity import parse_page
+
+        given = {"before": before, "limit": limit, "session": session_id, "kind": kind, "since_s": since_s}
+        query = "&".join(f"{name}={value}" for name, value in given.items() if value is not None)
+        path = "/activity" if workspace_id is None else f"/workspace/{workspace_id:d}/activity"
+        try:
+            return parse_page(self._call("GET", f"{path}?{query}"))
+        except RunCodeError as error:
+            if error.code != "not_found" or not self._may_use(workspace_id):
+                raise
+            raise RunCodeError(
+                "unavailable",
+                "this server does not tell what happened",
+                resolution="ask its operator for a version that has `runcode history`",
+            ) from error
+
+    def _may_use(self, workspace_id: int | None) -> bool:
+        """A server without a call and one without the workspace answer alike."""
+        return workspace_id is None or any(one.id == workspace_id for one in self.list_workspaces())
+
     def redeem_code(self, code: str, code_verifier: str) -> tuple[str, str]:
         """(token, e-mail address) for a browser login's one-time code. The token is as the server sent it."""
         body = self._call("POST", "/auth/cli-token", {"code": code, "code_verifier": code_verifier})
@@ -112,21 +160,61 @@ class Api:
             raise RunCodeError("http_error", wire.find_error_message(body) or "the server sent no token")
         return token, email if isinstance(email, str) else ""
 
+    def start_device_login(self, *, client: str, machine: str) -> object:
+        """The codes for a machine without a browser, as the server sent them (RFC 8628 §3.2)."""
+        return self._call("POST", "/auth/device", {"client": client, "machine": machine})
+
+    def redeem_device_code(self, device_code: str) -> DeviceAnswer:
+        """Where that sign-in stands. Raises `http_error` for an answer of no known kind."""
+        body = self._call("POST", "/auth/device-token", {"device_code": device_code}, refusals=_DEVICE_REFUSALS)
+        fields = body if isinstance(body, dict) else {}
+        token, email, error = fields.get("token"), fields.get("email"), fields.get("error")
+        refusal = error if isinstance(error, str) else None
+        if refusal is None and not isinstance(token, str):
+            raise RunCodeError("http_error", wire.find_error_message(body) or "the server sent no token")
+        return DeviceAnswer(
+            token=token if refusal is None else None,
+            untrusted_email=email if isinstance(email, str) else "",
+            refusal=refusal,
+        )
+
     def revoke_token(self) -> None:
         """End this very token on the server. Raises `not_found` where the server has no such call."""
         self._call("POST", "/auth/revoke", {})
 
-    def _call(self, method: str, path: str, request: object = None) -> object:
+    def _call(
+        self, method: str, path: str, request: object = None, *, refusals: frozenset[str] = frozenset()
+    ) -> object:
+        """The body of a success; also of a 400 whose `error` is one of `refusals`."""
         target = wire.API_PREFIX + path
-        for _ in range(REDIRECTS_MAX + 1):
-            status, location, raw_reply = self._exchange(method, target, request)
-            if status not in (301, 302, 303, 307, 308):
-                return self._parse(status, raw_reply)
-            target = self._same_origin_target(location)
-            if status not in (307, 308) and method != "GET":
+        redirects, patience_s = 0, PATIENCE_S
+        while redirects <= REDIRECTS_MAX:
+            reply = self._exchange(method, target, request)
+            if reply.status == 429:
+                # RFC 6585 §4: nothing of the call was done, so it may be made again.
+                wait_s = _parse_retry_after(reply.retry_after)
+                if wait_s is None or wait_s > patience_s:
+                    raise self._too_many(wait_s, reply)
+                patience_s -= wait_s
+                time.sleep(wait_s)
+                continue
+            if reply.status not in (301, 302, 303, 307, 308):
+                return self._parse(reply.status, reply.raw, refusals)
+            redirects += 1
+            target = self._same_origin_target(reply.location)
+            if reply.status not in (307, 308) and method != "GET":
                 # 301 to 303 would turn a mint into a GET; no honest server does that here.
-                raise RunCodeError("http_error", f"the server redirected a {method} with {status}")
+                raise RunCodeError("http_error", f"the server redirected a {method} with {reply.status}")
         raise RunCodeError("http_error", "the server redirects in circles")
+
+    def _too_many(self, wait_s: int | None, reply: _Reply) -> RunCodeError:
+        try:
+            self._parse(reply.status, reply.raw, frozenset())
+        except RunCodeError as error:
+            if wait_s is None:
+                return error
+            return RunCodeError(error.code, error.message, resolution=f"wait {wait_s:d} s, then retry")
+        raise AssertionError("429 is an error")
 
     def _same_origin_target(self, location: str | None) -> str:
         if location is not None and location.isascii() and location.isprintable() and " " not in location:
@@ -140,7 +228,7 @@ class Api:
             resolution="check the server's address (`--api-base`)",
         )
 
-    def _exchange(self, method: str, target: str, request: object) -> tuple[int, str | None, bytes]:
+    def _exchange(self, method: str, target: str, request: object) -> _Reply:
         import http.client
 
         body = None if request is None else json.dumps(request).encode()
@@ -158,7 +246,12 @@ class Api:
             connection.request(method, target, body=body, headers=headers)
             reply = connection.getresponse()
             self.server_date = reply.getheader("Date")
-            return reply.status, reply.getheader("Location"), _read_bounded(reply)
+            return _Reply(
+                status=reply.status,
+                location=reply.getheader("Location"),
+                retry_after=reply.getheader("Retry-After"),
+                raw=_read_bounded(reply),
+            )
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise RunCodeError("network", f"no answer from {self.base}: {_reason(error)}") from error
         finally:
@@ -183,16 +276,40 @@ class Api:
         tunnel.set_tunnel(authority, headers=proxy[1])
         return tunnel
 
-    def _parse(self, status: int, raw_reply: bytes) -> object:
+    def _parse(self, status: int, raw_reply: bytes, refusals: frozenset[str]) -> object:
         try:
             body = json.loads(raw_reply, object_pairs_hook=_read_object)
         except (ValueError, RecursionError):
             body = None
+        if (
+            status == 400
+            and isinstance(body, dict)
+            and isinstance(body.get("error"), str)
+            and body["error"] in refusals
+        ):
+            return body
         if not 200 <= status < 300:
             raise wire.error_from_response(status, body)
         if body is None:
             raise RunCodeError("http_error", "the server's answer is not JSON")
         return body
+
+
+class _Reply(Value):
+    """As it came: nothing of it is checked."""
+
+    status: int
+    location: str | None
+    retry_after: str | None
+    raw: bytes
+
+
+def _parse_retry_after(raw: str | None) -> int | None:
+    """Whole seconds, at least one; None for no header, a date (which needs a clock that agrees), or anything odd."""
+    text = (raw or "").strip()
+    if not (text.isascii() and text.isdigit() and len(text) <= 6):
+        return None
+    return max(1, int(text))
 
 
 def _read_object(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -100,7 +100,7 @@ def _render_url(settings: Settings, port: int, state: str, challenge: str) -> st
     from urllib.parse import urlencode
 
     query = {"port": str(port), "state": state, "code_challenge": challenge, "code_challenge_method": "S256"}
-    labels = {"client": settings.client, "machine": _machine_name()}
+    labels = {"client": settings.client, "machine": machine_label()}
     query |= {name: text for name, label in labels.items() if (text := _label(label))}
     return f"{settings.web_base}/auth/cli-login/?{urlencode(query)}"
 
@@ -110,11 +110,12 @@ def _label(text: str) -> str:
     return _LABEL.sub("-", text)[:40].lstrip(" ._-")
 
 
-def _machine_name() -> str:
+def machine_label() -> str:
+    """What this machine calls itself, as a plain label; "" where it does not say."""
     import socket
 
     try:
-        return socket.gethostname().split(".")[0]
+        return _label(socket.gethostname().split(".")[0])
     except OSError:
         return ""
 

@@ -11,8 +11,10 @@ comes at least every 500 ms, and only after the database has really been read: a
 consumer that hears nothing for longer may conclude that it can no longer know.
 The first batch, and one after trouble, says `everything`: look at all you hold.
 
-Source: sqlite.org/pragma.html#pragma_data_version. Ids grow in commit order,
-since SQLite has one writer; Postgres must take a lock before it appends.
+Ids grow in the order of commits: there is one writer at a time, also among processes
+(`Store.write`). So no row appears below a cursor that has passed it.
+Source: sqlite.org/pragma.html#pragma_data_version; on Postgres, NOTIFY in the
+transaction itself, and a look at every poll besides.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from typing import Final
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from runcode.controlplane.store.engine import CommitProbe, Store, mark_changed
+from runcode.controlplane.store.database import Probe
+from runcode.controlplane.store.engine import Store, mark_changed
 from runcode.controlplane.store.models import ChangeRow
 from runcode.core.errors import RunCodeError
 
@@ -41,13 +44,26 @@ UNSHARED: Final = "unshared"
 STOP_REQUESTED: Final = "stop_requested"
 DELETE_REQUESTED: Final = "delete_requested"
 WORKSPACE_DOWN: Final = "workspace_down"
+# Somebody is no longer in a team, and a team no longer shares a workspace.
+TEAM_LEFT: Final = "team_left"
+TEAM_UNSHARED: Final = "team_unshared"
 CREATED: Final = "created"
 START_REQUESTED: Final = "start_requested"
 SHARED: Final = "shared"
 
 # What takes access away; the others only give it, or wake the reconciler.
 WITHDRAWALS: Final = frozenset(
-    (SESSION_REVOKED, TOKEN_REVOKED, USER_DISABLED, UNSHARED, STOP_REQUESTED, DELETE_REQUESTED, WORKSPACE_DOWN)
+    (
+        SESSION_REVOKED,
+        TOKEN_REVOKED,
+        USER_DISABLED,
+        UNSHARED,
+        TEAM_LEFT,
+        TEAM_UNSHARED,
+        STOP_REQUESTED,
+        DELETE_REQUESTED,
+        WORKSPACE_DOWN,
+    )
 )
 # `retention` forgets what is older; a follower that far behind is told `everything`.
 KEPT_FOR: Final = datetime.timedelta(days=1)
@@ -97,42 +113,45 @@ class ChangeFeed:
     async def watch(self, kinds: Collection[str] = WITHDRAWALS) -> AsyncGenerator[ChangeBatch, None]:
         """Changes from now on, never ending, with a heartbeat at least every 500 ms."""
         loop = asyncio.get_running_loop()
-        woken = asyncio.Event()
-        unlisten = self._store.listen(woken.set)
-        probe: CommitProbe | None = None
+        probe: Probe | None = None
         cursor, seen, beat_at = 0, -1, loop.time()
+        trouble: str | None = None
         try:
             while True:
                 try:
-                    if probe is None:
-                        probe = await self._store.open_probe()
-                        # Version before cursor: a commit between the two is then seen again, never missed.
-                        seen = await probe.version()
-                        cursor = await self._load_newest()
-                        batch = ChangeBatch(cursor=cursor, everything=True)
-                    else:
-                        version = await probe.version()
-                        if version == seen and not woken.is_set():
-                            batch = ChangeBatch(cursor=cursor)
+                    with self._store.translated():
+                        if probe is None:
+                            probe = await self._store.open_probe()
+                            # Version before cursor: a commit between the two is then seen again, never missed.
+                            seen = await probe.version()
+                            cursor = await self._load_newest()
+                            batch = ChangeBatch(cursor=cursor, everything=True)
                         else:
-                            woken.clear()
-                            batch = await self._load_batch(cursor, kinds)
-                            seen, cursor = version, batch.cursor
+                            version = await probe.version()
+                            if version == seen:
+                                batch = ChangeBatch(cursor=cursor)
+                            else:
+                                batch = await self._load_batch(cursor, kinds)
+                                seen, cursor = version, batch.cursor
                 except RunCodeError as error:
                     # Silence is the signal: no heartbeat while the database cannot be read.
-                    _log.warning("the change feed cannot read the database: %s", error.message)
+                    if error.message != trouble:
+                        trouble = error.message
+                        _log.warning("the change feed cannot read the database: %s", trouble)
                     await _close(probe)
                     probe = None
                     await asyncio.sleep(self._poll_s)
                     continue
+                if trouble is not None:
+                    trouble = None
+                    _log.warning("the change feed reads the database again")
                 if not batch.empty or loop.time() - beat_at >= _BEAT_S:
                     beat_at = loop.time()
                     yield batch
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._poll_s):
-                        await woken.wait()
+                # What goes wrong here, the next look says.
+                with contextlib.suppress(RunCodeError), self._store.translated():
+                    await probe.wait(self._poll_s)
         finally:
-            unlisten()
             await _close(probe)
 
     async def _load_newest(self) -> int:
@@ -161,7 +180,7 @@ class ChangeFeed:
 ALL_KINDS: Final = WITHDRAWALS | {CREATED, START_REQUESTED, SHARED}
 
 
-async def _close(probe: CommitProbe | None) -> None:
+async def _close(probe: Probe | None) -> None:
     if probe is not None:
         with contextlib.suppress(Exception):
             await probe.close()

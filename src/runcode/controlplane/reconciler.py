@@ -18,9 +18,11 @@ import asyncio
 import contextlib
 import datetime
 import logging
+import math
 import os
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -33,6 +35,7 @@ from runcode.controlplane.services.lifecycle import (
     LeaseLost,
     Lifecycle,
     Outcome,
+    Station,
     Work,
     explain_failure,
 )
@@ -40,10 +43,19 @@ from runcode.controlplane.services.principals import principal_for
 from runcode.controlplane.states import DELETING, RUNNING, STARTING, STOPPED, STOPPING, UNKNOWN
 from runcode.controlplane.store.engine import Store
 from runcode.core.errors import RunCodeError
-from runcode.runtimes.base import Checkpoint, Observation, ObservedState, Runtime, WorkspaceSpec
+from runcode.runtimes.base import (
+    DEFAULT_SIZES,
+    Checkpoint,
+    Observation,
+    ObservedState,
+    Runtime,
+    SizeLimits,
+    WorkspaceSpec,
+)
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
+_SURVEY_PATIENCE_S = 120.0
 _SERVER_STOPPED = "the server was stopped; it starts again with the server"
 
 
@@ -68,32 +80,43 @@ class Reconciler:
         workspace_ca: str,
         clock: Clock,
         timing: Timing | None = None,
+        on_pass: Callable[[str, str, bool, float], None] | None = None,
+        sizes: Mapping[str, SizeLimits] = DEFAULT_SIZES,
+        place: str = "here",
     ) -> None:
+        """`on_pass` is told what was done: runtime, action, did it fail, seconds.
+
+        `place` names this server's machine and data folder; on a shared database it decides what is whose.
+        """
         self._store = store
         self._feed = feed
         self._runtimes = runtimes
         self._workspace_ca = workspace_ca
         self._clock = clock
         self._timing = timing or Timing()
-        self._lifecycle = Lifecycle(store, clock, lease=self._timing.lease)
-        self._owner = f"{os.getpid()}-{secrets.token_hex(8)}"
+        self._on_pass = on_pass
+        self._surveyed_at = -math.inf
+        self._sizes = sizes
+        roaming = {name for name, runtime in runtimes.items() if not runtime.capabilities.bound_to_machine}
+        self._station = Station(place, frozenset(runtimes), frozenset(roaming), alone=not store.shared)
+        self._lifecycle = Lifecycle(store, clock, lease=self._timing.lease, station=self._station)
+        self._owner = f"{place}/{os.getpid()}-{secrets.token_hex(8)}"
         self._workers: dict[int, asyncio.Task[None]] = {}
         self._again: set[int] = set()
         self._loops: list[asyncio.Task[None]] = []
         self._closing = False
 
-    async def start(self, *, exclusive: bool = True) -> None:
+    async def start(self) -> None:
         """Ask every runtime for the truth, adopt what runs, then keep going in the background.
 
-        When it returns, the database says what is. `exclusive`: no other reconciler
-        can be alive on this database (the data folder's lock says so), so leases
-        that are left over are void.
+        When it returns, the database says what is. No other reconciler of this place
+        can be alive (the data folder's lock says so): leases that it left are void.
         """
-        if exclusive:
-            await self._lifecycle.release_all()
+        await self._lifecycle.release_all()
         turn = asyncio.Semaphore(self._timing.parallel_inspections)
         await asyncio.gather(*(self._adopt(work, turn) for work in await self._lifecycle.list_live()))
         loop = asyncio.get_running_loop()
+        self._surveyed_at = time.monotonic()
         self._loops = [loop.create_task(self._follow_changes()), loop.create_task(self._survey_regularly())]
 
     async def close(self) -> None:
@@ -107,9 +130,16 @@ class Reconciler:
             await self._lifecycle.release_all(self._owner)
 
     async def stop_all(self) -> None:
-        """End every box, for the end of the server. What is wanted stays, so that they come back with it."""
+        """End every box that lives here, with the server. What is wanted stays, so that they come back with it."""
         await self.close()
-        await asyncio.gather(*(self._stop_for_exit(work) for work in await self._lifecycle.list_active()))
+        held = [work for work in await self._lifecycle.list_active() if self._station.holds(work)]
+        await asyncio.gather(*(self._stop_for_exit(work) for work in held))
+
+    @property
+    def alive(self) -> bool:
+        """Does it still look at workspaces? False before `start`, after the end, and when a survey hangs."""
+        looping = bool(self._loops) and not any(loop.done() for loop in self._loops)
+        return looping and not self._closing and time.monotonic() - self._surveyed_at < _SURVEY_PATIENCE_S
 
     def poke(self, workspace_id: int) -> None:
         """Look at this workspace soon; a look that is under way is followed by another."""
@@ -134,13 +164,19 @@ class Reconciler:
                 await asyncio.sleep(self._timing.survey_s)
 
     async def _survey_regularly(self) -> None:
+        trouble: str | None = None
         while True:
             try:
                 await self._survey()
+                trouble = None
             except RunCodeError as error:
-                _log.warning("the survey of workspaces failed: %s", error.message)
+                # Once, not every second of an outage.
+                if error.message != trouble:
+                    trouble = error.message
+                    _log.warning("the survey of workspaces failed: %s", trouble)
             except Exception:
                 _log.exception("the survey of workspaces failed")
+            self._surveyed_at = time.monotonic()
             await asyncio.sleep(self._timing.survey_s)
 
     async def _survey(self) -> None:
@@ -185,17 +221,23 @@ class Reconciler:
         if action is Action.NOTHING:
             return
         doing = {Action.START: STARTING, Action.STOP: STOPPING, Action.DESTROY: DELETING}.get(action)
-        claim = await self._lifecycle.claim(workspace_id, self._owner, doing)
+        here = action is Action.START or observation.state is not ObservedState.ABSENT
+        claim = await self._lifecycle.claim(workspace_id, self._owner, doing, settle=here)
         if claim is None:
             return
-        if claim.work.desired != work.desired:
+        if _moved(work, claim.work):
+            # Another wish, or another server was quicker: what was seen before the lease may be old.
             self._again.add(workspace_id)
-            await self._record(work, _keep(work))
+            await self._record(claim.work, _keep(claim.work))
             return
         if action in (Action.RECORD, Action.MOURN):
             await self._record(work, self._describe(work, observation, mourning=action is Action.MOURN))
             return
-        await self._record(work, await self._perform(action, claim))
+        began = time.monotonic()
+        outcome = await self._perform(action, claim)
+        if self._on_pass is not None:
+            self._on_pass(work.runtime, action.value, outcome.reason is not None, time.monotonic() - began)
+        await self._record(work, outcome)
         self._again.add(workspace_id)
 
     async def _perform(self, action: Action, claim: Claim) -> Outcome:
@@ -231,6 +273,7 @@ class Reconciler:
             principal=principal_for(work.workspace_id),
             workspace_ca=self._workspace_ca,
             host_key=claim.host_private_key,
+            limits=self._limits_of(work),
         )
         await self._bounded(runtime.create(spec))
         steps = runtime.start(spec)
@@ -305,9 +348,12 @@ class Reconciler:
             await self._note_unknown(work, error, observed=UNKNOWN)
             return
         observed = _observed_word(observation)
-        if (observed, work.endpoint, work.activity) == (work.observed, observation.endpoint, None):
+        # What a runtime here knows lives here, whoever wrote the row.
+        here = observation.state is not ObservedState.ABSENT
+        homeless = here and work.place is None and work.runtime not in self._station.roaming
+        if (observed, work.endpoint, work.activity) == (work.observed, observation.endpoint, None) and not homeless:
             return
-        if await self._lifecycle.claim(work.workspace_id, self._owner, None) is not None:
+        if await self._lifecycle.claim(work.workspace_id, self._owner, None, settle=here) is not None:
             await self._record(work, Outcome(observed=observed, endpoint=observation.endpoint, keep_checkpoints=True))
 
     async def _note_unknown(self, work: Work, error: Exception, *, observed: str | None = None) -> None:
@@ -352,6 +398,16 @@ class Reconciler:
         async with asyncio.timeout(self._timing.step_s if timeout_s is None else timeout_s):
             return await call
 
+    def _limits_of(self, work: Work) -> SizeLimits:
+        limits = self._sizes.get(work.size)
+        if limits is None:
+            raise RunCodeError(
+                "not_ready",
+                f"this server has no size `{work.size}` any more",
+                resolution=f"give the workspace another one: {', '.join(sorted(self._sizes))}",
+            )
+        return limits
+
     def _runtime_of(self, work: Work) -> Runtime:
         runtime = self._runtimes.get(work.runtime)
         if runtime is None:
@@ -369,6 +425,15 @@ def _keep(work: Work, *, reason: str | None = None) -> Outcome:
         retry_at=work.retry_at,
         keep_checkpoints=True,
     )
+
+
+def _moved(seen: Work, leased: Work) -> bool:
+    """Has anything been written between the look and the lease?"""
+    before, now = (
+        (w.desired, w.observed, w.observed_at, w.endpoint, w.failures, w.retry_at, w.checkpoints)
+        for w in (seen, leased)
+    )
+    return before != now
 
 
 def _observed_word(observation: Observation) -> str:

@@ -11,8 +11,8 @@ import datetime
 from dataclasses import dataclass, field
 from typing import Final
 
-from runcode.controlplane.states import RUNNING, SCOPES, show_state
-from runcode.runtimes.base import Endpoint
+from runcode.controlplane.states import RUNNING, SCOPES, STOPPED, STOPPED_BY_OPERATOR, STOPPED_IDLE, show_state
+from runcode.runtimes.base import STANDARD_SIZE, Endpoint
 
 # How an API token came about.
 ORIGIN_OPERATOR: Final = "operator"
@@ -79,12 +79,14 @@ class Caller:
     source: str = ""
 
 
-STANDARD_SIZE: Final = "standard"
-
-
 @dataclass(frozen=True)
 class WorkspaceRecord:
-    """`role` is the caller's (`owner`, `manage`, `use`), or None when an operator asked."""
+    """`role` is the caller's (`owner`, `manage`, `use`), or None when an operator asked.
+
+    `idle_stop_after_s`: 0 is never, None the server's default. `box_size` is what the box
+    that runs was started with. `stop_cause` (`states.STOP_CAUSES`) and `stop_note` (who,
+    or after how many seconds) are set while it is to be stopped and somebody asked for it.
+    """
 
     id: int
     title: str
@@ -103,6 +105,24 @@ class WorkspaceRecord:
     size: str = STANDARD_SIZE
     idle_stop_after_s: int | None = None
     active_at: datetime.datetime | None = None
+    box_size: str | None = None
+    stop_cause: str | None = None
+    stop_note: str | None = None
+
+    @property
+    def size_pending(self) -> bool:
+        """Its box was started with another size, and has this one from its next start on."""
+        return self.state != STOPPED and self.box_size not in (None, self.size)
+
+    @property
+    def explanation(self) -> str | None:
+        """Why it is as it is, in one line for a person: what failed, or who stopped it; None when it runs."""
+        if self.reason is not None or self.stop_cause is None or self.desired_state != STOPPED:
+            return self.reason
+        if self.stop_cause == STOPPED_IDLE:
+            return f"stopped: idle for {render_duration(int(self.stop_note or 0))}"
+        who = "the operator" if self.stop_cause == STOPPED_BY_OPERATOR else self.stop_note
+        return f"stopped by {who}"
 
     @property
     def current_state(self) -> str:
@@ -131,9 +151,42 @@ class WorkspaceRecord:
 
 @dataclass(frozen=True)
 class ShareRecord:
+    """With a person (`user_email`, whether or not there is an account under it) or with a team: one of the two."""
+
     workspace_id: int
-    user_email: str
+    user_email: str | None
     role: str
+    team_id: int | None = None
+    team_name: str | None = None
+
+
+@dataclass(frozen=True)
+class TeamRecord:
+    """`role` is the caller's (`member`, `admin`), or None when an operator asked."""
+
+    id: int
+    name: str
+    created_at: datetime.datetime
+    members: int
+    role: str | None = None
+
+
+@dataclass(frozen=True)
+class TeamMemberRecord:
+    """By e-mail address, whether or not there is an account under it."""
+
+    email: str
+    role: str
+
+
+@dataclass(frozen=True)
+class QuotaRecord:
+    """What a person has, and may have at most (None: no limit). Workspaces that are being deleted count as had."""
+
+    workspaces: int
+    workspaces_max: int | None
+    running: int
+    running_max: int | None
 
 
 @dataclass(frozen=True)
@@ -186,3 +239,11 @@ class SessionGrant:
     session: SessionRecord
     endpoint: SshEndpoint
     workdir: str
+
+
+def render_duration(seconds: int) -> str:
+    """`45 s`, `30 min`, `12 h`: the largest unit that is exact."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds and seconds % size == 0:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"

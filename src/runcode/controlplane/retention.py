@@ -4,7 +4,8 @@ Owns: `RetentionPolicy`, and the task that keeps to it. Started by the server
 (never by an operator's verb), beside everything else: each step is one short
 transaction, with a pause after it, so that no caller waits for more than one.
 
-What is removed: events beyond a count or an age, oldest first; sessions some time
+What is removed: events beyond a count or an age, oldest first, and signed for (`audit
+verify` goes on from there); sessions some time
 after their end, unless a connection of theirs is known to be open (a live
 connection whose session is gone would be cut); workspaces long deleted; rows of
 the change feed. Never: anything that still gives or bounds a right.
@@ -27,9 +28,20 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from runcode.controlplane import changes
 from runcode.controlplane.clock import Clock
+from runcode.controlplane.services import audit_chain
+from runcode.controlplane.services.audit_statements import NO_LINE, PRUNED, AuditSigner, Statement, render_now
 from runcode.controlplane.services.events import Events
 from runcode.controlplane.store.engine import Store
-from runcode.controlplane.store.models import ChangeRow, EventRow, HostKeyRow, SessionRow, ShareRow, WorkspaceRow
+from runcode.controlplane.store.models import (
+    ChangeRow,
+    EventRow,
+    HostKeyRow,
+    InvitationRow,
+    SessionRow,
+    ShareRow,
+    TeamShareRow,
+    WorkspaceRow,
+)
 from runcode.core.errors import RunCodeError
 
 _log = logging.getLogger(__name__)
@@ -53,11 +65,14 @@ class RetentionPolicy:
 
 
 class Retention:
-    def __init__(self, store: Store, clock: Clock, events: Events, policy: RetentionPolicy) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, events: Events, policy: RetentionPolicy, signer: AuditSigner
+    ) -> None:
         self._store = store
         self._clock = clock
         self._events = events
         self._policy = policy
+        self._signer = signer
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -74,7 +89,7 @@ class Retention:
         now, policy, removed = self._clock.now(), self._policy, 0
         last_event = await self._find_last_event_to_go(now)
         if last_event is not None:
-            removed += await self._remove(EventRow.id, [EventRow.id <= last_event], _delete_events)
+            removed += await self._prune_events(last_event)
         ended_before = now - policy.ended_sessions_for
         connected = await self._events.find_connected_sessions()
         ended: list[ColumnElement[bool]] = [
@@ -109,6 +124,29 @@ class Retention:
             if oldest[1] < now - self._policy.events_for:
                 found.append(await session.scalar(too_old))
         return max((number for number in found if number is not None), default=None)
+
+    async def _prune_events(self, up_to: int) -> int:
+        """Records up to this number, some at a time; each step is signed for in its own transaction."""
+        removed = 0
+        while True:
+            async with self._store.write() as session:
+                pruned_to = (await audit_chain.load_head(session)).pruned_to
+                step = min(up_to, pruned_to + self._policy.rows_per_step)
+                removed += await audit_chain.prune(session, step, self._state_pruned)
+            if step >= up_to:
+                return removed
+            await asyncio.sleep(self._policy.pause_s)
+
+    def _state_pruned(self, head: audit_chain.ChainHead, up_to: int, last: str) -> str:
+        statement = Statement(
+            kind=PRUNED,
+            chain_id=head.chain_id,
+            count=up_to,
+            hash=last,
+            at=render_now(self._clock.now()),
+            previous=NO_LINE,
+        )
+        return self._signer.sign(statement).render_line().decode("ascii").rstrip()
 
     async def _remove(
         self,
@@ -146,10 +184,6 @@ class Retention:
             await asyncio.sleep(self._policy.every_s)
 
 
-async def _delete_events(session: AsyncSession, ids: Sequence[int]) -> None:
-    await session.execute(delete(EventRow).where(EventRow.id.in_(ids)))
-
-
 async def _delete_sessions(session: AsyncSession, ids: Sequence[int]) -> None:
     await session.execute(delete(SessionRow).where(SessionRow.id.in_(ids)))
 
@@ -157,6 +191,8 @@ async def _delete_sessions(session: AsyncSession, ids: Sequence[int]) -> None:
 async def _delete_workspaces(session: AsyncSession, ids: Sequence[int]) -> None:
     await session.execute(delete(HostKeyRow).where(HostKeyRow.workspace_id.in_(ids)))
     await session.execute(delete(ShareRow).where(ShareRow.workspace_id.in_(ids)))
+    await session.execute(delete(TeamShareRow).where(TeamShareRow.workspace_id.in_(ids)))
+    await session.execute(delete(InvitationRow).where(InvitationRow.workspace_id.in_(ids)))
     await session.execute(delete(WorkspaceRow).where(WorkspaceRow.id.in_(ids)))
 
 

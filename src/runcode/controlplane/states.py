@@ -25,6 +25,12 @@ DESIRED_STATES: Final = (RUNNING, STOPPED, DELETED)
 OBSERVED_STATES: Final = (RUNNING, STOPPED, UNKNOWN)
 ACTIVITIES: Final = (STARTING, STOPPING, DELETING)
 
+# Why a workspace is to be stopped: somebody asked, the operator did, or nobody had used it for its idle time.
+STOPPED_BY_PERSON: Final = "person"
+STOPPED_BY_OPERATOR: Final = "operator"
+STOPPED_IDLE: Final = "idle"
+STOP_CAUSES: Final = (STOPPED_BY_PERSON, STOPPED_BY_OPERATOR, STOPPED_IDLE)
+
 ROLE_USE: Final = "use"
 ROLE_MANAGE: Final = "manage"
 ROLE_OWNER: Final = "owner"

@@ -45,6 +45,11 @@ ERRORS: dict[str, ErrorKind] = {
         retryable=False,
         resolution="the workspace must be running: `runcode connect WS --start`",
     ),
+    "quota_exceeded": ErrorKind(
+        http_status=403,
+        retryable=False,
+        resolution="free some of what you have, or ask your operator to raise the limit",
+    ),
     "start_failed": ErrorKind(
         http_status=200, retryable=False, resolution="the server refused to start the workspace; see its reason"
     ),
@@ -99,6 +104,9 @@ ERRORS: dict[str, ErrorKind] = {
     "busy": ErrorKind(http_status=409, retryable=True, resolution="another process holds it: stop that one first"),
     "io_error": ErrorKind(
         http_status=500, retryable=True, resolution="free the cause that the message names, then retry"
+    ),
+    "database_down": ErrorKind(
+        http_status=503, retryable=True, resolution="wait until the database server is back; RunCode goes on by itself"
     ),
     # These two are the launcher's (plugin/bin/runcode).
     "unsupported_platform": ErrorKind(

@@ -5,7 +5,7 @@ Owns: the lists. Called by `server` and `workspace_leg`.
 - AES-GCM first and second: no MAC to compute, and the fastest here. aes256-ctr
   with an encrypt-then-MAC last, for libraries without GCM.
 - No chacha20-poly1305: OpenSSH clients prefer it when it is offered, and it
-  costs seven times as much here (DESIGN.md). No CBC at all: `asyncssh_internals`
+  costs seven times as much here (DESIGN.md). No CBC at all: `asyncssh_relay`
   leaves out the countermeasure that only CBC needs.
 - Compression off: it leaks lengths of secrets, and is an amplifier.
 """

@@ -1,7 +1,9 @@
-"""Is the installed asyncssh the one that `asyncssh_internals` was written for?
+"""Is the installed asyncssh the one that the `asyncssh_*` modules were written for?
 
 Owns: the list of everything private that is used or overridden there, and naming
-what an upgrade broke. Called by `server` at each start, and by contract tests.
+what an upgrade broke: without it no packet can be relayed, and the gateway does not
+start. Called by `server` at each start, and by contract tests. `asyncssh_trial` tries
+the framing.
 """
 
 from __future__ import annotations
@@ -14,8 +16,8 @@ from asyncssh.connection import SSHConnection, SSHServerConnection
 from asyncssh.encryption import GCMEncryption
 
 from runcode.core.errors import RunCodeError
-from runcode.gateway import asyncssh_internals as internals
-from runcode.gateway import packets
+from runcode.gateway import asyncssh_legs, asyncssh_relay, packets
+from runcode.gateway.asyncssh_cipher import GcmPackets
 
 PROVED_VERSION = "2.24.1"
 
@@ -27,6 +29,10 @@ _METHODS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (SSHConnection, "_cancel_login_timer", ()),
     (SSHConnection, "_recv_data", ()),
     (SSHConnection, "_send", ("data",)),
+    (SSHConnection, "_finish_recv_packet", ("pkttype", "seq", "_task", "is_async")),
+    (SSHConnection, "_recv_packet", ()),
+    (SSHConnection, "_recv_pkthdr", ()),
+    (SSHConnection, "_recv_version", ()),
     (SSHConnection, "_send_deferred_packets", ()),
     (SSHConnection, "_send_disconnect", ("code", "reason", "lang")),
     (SSHConnection, "_send_kexinit", ()),
@@ -45,25 +51,46 @@ _METHODS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
 )
 _ATTRIBUTES = (
     "_auth_complete",
+    "_auth_final",
+    "_auth",
     "_channels",
+    "_client_kexinit",
+    "_close_event",
     "_deferred_packets",
+    "_enc_algs",
     "_inpbuf",
     "_kex",
     "_kex_complete",
+    "_kexinit_sent",
     "_login_timer",
     "_loop",
     "_max_recv_pktlen",
     "_next_recv_encryption",
+    "_packet",
     "_protocol_factory",
+    "_recv_encryption",
+    "_recv_handler",
+    "_recv_seq",
+    "_rekey_bytes",
+    "_rekey_bytes_sent",
+    "_rekey_seconds",
+    "_rekey_time",
     "_send_encryption",
+    "_send_seq",
+    "_revoked_host_keys",
+    "_server_kexinit",
+    "_server_sig_algs",
     "_session_id",
     "_transport",
+    "_trusted_ca_keys",
     "_waiter",
+    "_x509_revoked_certs",
 )
 _CONSTANTS = {
-    "MSG_IGNORE": internals.MSG_IGNORE,
-    "MSG_USERAUTH_REQUEST": internals.MSG_USERAUTH_REQUEST,
+    "MSG_IGNORE": asyncssh_relay.MSG_IGNORE,
+    "MSG_USERAUTH_REQUEST": asyncssh_legs.MSG_USERAUTH_REQUEST,
     "MSG_KEX_LAST": 49,
+    "MSG_NEWKEYS": asyncssh_relay.MSG_NEWKEYS,
     "MSG_CHANNEL_FIRST": packets.CHANNEL_WINDOW_ADJUST,
 }
 
@@ -88,7 +115,7 @@ def _find_gcm_breakage() -> list[str]:
     """Our AES-GCM must write the same bytes as the stock one, from the same state."""
     stock, taken_over = (GCMEncryption.new("aes128-gcm", bytes(16), bytes(12)) for _ in range(2))
     try:
-        ours = internals.CachedGcm(taken_over)
+        ours = GcmPackets(taken_over)
         same = all(
             b"".join(ours.encrypt_packet(0, b"head", b"packet"))
             == b"".join(stock.encrypt_packet(0, b"head", b"packet"))

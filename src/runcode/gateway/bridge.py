@@ -87,6 +87,10 @@ class Bridge:
         for source, payload in early:
             self.received(source, payload)
 
+    def counter(self, source: Leg) -> Callable[[int, int], None]:
+        """Counts data that a leg passes on by itself: the receiver's channel number, the bytes."""
+        return self._relay.count_up if source is Leg.CLIENT else self._relay.count_down
+
     def received(self, source: Leg, payload: bytes) -> None:
         """A message 80–100 came in on a leg."""
         if self.over:

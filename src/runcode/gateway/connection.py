@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from runcode.gateway.admission import AdmissionPolicy, Offer, Refusal, Route, may_continue
-from runcode.gateway.asyncssh_internals import ClientLeg
+from runcode.gateway.asyncssh_legs import ClientLeg
 from runcode.gateway.bridge import Bridge
 from runcode.gateway.directory import Directory
 from runcode.gateway.journal import ConnectionJournal
@@ -117,6 +117,7 @@ class GatewayConnection:
             if self._bridge.over or box.is_over:
                 box.cut("the client is gone")
                 self._bridge.finish("the workspace closed the connection")
+            self._task = None
 
     def _find_out_why(self, shown: str) -> None:
         """The box is gone by itself. Whoever stopped or deleted it has ended access too, and its end may come first."""

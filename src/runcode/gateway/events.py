@@ -21,6 +21,7 @@ CONNECTION: Final = "connection"
 COMMAND: Final = "command"
 FORWARD: Final = "forward"
 DROPPED: Final = "dropped"
+USED: Final = "used"
 
 START: Final = "start"
 END: Final = "end"
@@ -44,6 +45,8 @@ class GatewayEvent:
     - forward: `form` (the SSH channel or request type), `target`, `opened_by`; end:
       `outcome` (closed, refused, lost), `bytes_up`, `bytes_down`
     - dropped: `count` of events that never reached the queue's front
+    - used: nothing; a connection to `workspace_id` carried data, opened or closed a
+      channel at that moment. Told at most once a minute for each workspace
     """
 
     kind: str

@@ -79,6 +79,8 @@ class EventRecorder:
         self._open: set[str] = set()
         self._open_is_wrong: str | None = SERVER_ENDED
         self._failures = 0
+        # Since the start, for whoever measures.
+        self.dropped_in_all = 0
         self._wake = asyncio.Event()
         self._closing = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -105,6 +107,7 @@ class EventRecorder:
         self._shares[event.connection_id] += cost
 
     def _drop(self, event: GatewayEvent) -> None:
+        self.dropped_in_all += 1
         whose = (event.connection_id, event.workspace_id, event.session_id, event.user_id)
         if whose not in self._dropped and len(self._dropped) >= _DROPPERS_MAX:
             whose = (None, None, None, None)
@@ -112,6 +115,11 @@ class EventRecorder:
         if event.phase == END:
             self._open.discard(event.subject_id)
             self._open_is_wrong = self._open_is_wrong or END_NOT_RECORDED
+
+    @property
+    def waiting(self) -> int:
+        """Events that are not delivered yet."""
+        return len(self._waiting)
 
     # -- out ----------------------------------------------------------------
 

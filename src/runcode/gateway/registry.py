@@ -44,6 +44,7 @@ class ConnectionRegistry:
 
     def __init__(self) -> None:
         self._all: set[LiveConnection] = set()
+        self._carried_before = (0, 0)
         self._empty = asyncio.Event()
         self._empty.set()
         self._by_name: defaultdict[tuple[str, int], set[LiveConnection]] = defaultdict(set)
@@ -57,6 +58,15 @@ class ConnectionRegistry:
     def __iter__(self) -> Iterator[LiveConnection]:
         return iter(tuple(self._all))
 
+    @property
+    def carried(self) -> tuple[int, int]:
+        """Bytes of channel data of all connections so far, also of ended ones: towards boxes, towards clients."""
+        to_box, to_client = self._carried_before
+        for connection in self._all:
+            up, down = connection.carried
+            to_box, to_client = to_box + up, to_client + down
+        return to_box, to_client
+
     async def wait_empty(self) -> None:
         await self._empty.wait()
 
@@ -68,6 +78,9 @@ class ConnectionRegistry:
 
     def leave(self, connection: LiveConnection) -> None:
         """Forget it; one that is not (any more) inside is left alone."""
+        if connection in self._all:
+            up, down = connection.carried
+            self._carried_before = (self._carried_before[0] + up, self._carried_before[1] + down)
         self._all.discard(connection)
         if not self._all:
             self._empty.set()

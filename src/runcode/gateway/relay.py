@@ -26,7 +26,7 @@ Guarantee:
 from __future__ import annotations
 
 import enum
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -197,7 +197,7 @@ class PacketRelay:
         self._observer: RelayObserver = observer or _NOBODY
         self.up = 0
         self.down = 0
-        self._owed: dict[Leg, deque[_Owed]] = {Leg.CLIENT: deque(), Leg.BOX: deque()}
+        self._owed: dict[Leg, list[_Owed]] = {Leg.CLIENT: [], Leg.BOX: []}
         self._opening: dict[Leg, dict[int, _Opening]] = {Leg.CLIENT: {}, Leg.BOX: {}}
         self._channels: dict[Leg, dict[int, Channel]] = {Leg.CLIENT: {}, Leg.BOX: {}}
         self._by_client_number = self._channels[Leg.CLIENT]
@@ -218,18 +218,22 @@ class PacketRelay:
         to punish; it counts for the connection alone.
         """
         size = len(payload) - (9 if payload[0] == packets.CHANNEL_DATA else 13)
-        if size <= 0:
-            return
-        if source is Leg.CLIENT:
-            self.up += size
-            channel = self._by_box_number.get(int.from_bytes(payload[1:5], "big"))
-            if channel is not None:
-                channel.up += size
-        else:
-            self.down += size
-            channel = self._by_client_number.get(int.from_bytes(payload[1:5], "big"))
-            if channel is not None:
-                channel.down += size
+        if size > 0:
+            (self.count_up if source is Leg.CLIENT else self.count_down)(int.from_bytes(payload[1:5], "big"), size)
+
+    def count_up(self, box_number: int, size: int) -> None:
+        """Bytes of data for a channel of the box."""
+        self.up += size
+        channel = self._by_box_number.get(box_number)
+        if channel is not None:
+            channel.up += size
+
+    def count_down(self, client_number: int, size: int) -> None:
+        """Bytes of data for a channel of the client."""
+        self.down += size
+        channel = self._by_client_number.get(client_number)
+        if channel is not None:
+            channel.down += size
 
     def receive(self, source: Leg, payload: bytes) -> list[Output]:
         """A payload from `source` (message number first) → the packets that follow from it, in order."""
@@ -286,7 +290,7 @@ class PacketRelay:
         """Send the answers that are known, up to the first one that is not."""
         queue, ready = self._owed[asker], []
         while queue and (answer := queue[0].answer) is not None:
-            queue.popleft()
+            queue.pop(0)
             ready.append(Output(asker, answer))
         return ready
 

@@ -29,7 +29,7 @@ from runcode.core.hostkeys import parse_public_key
 from runcode.core.names import is_title
 from runcode.core.terminal import printable
 from runcode.gateway.admission import Offer, Refusal, Route, admit
-from runcode.gateway.asyncssh_internals import ClientLeg
+from runcode.gateway.asyncssh_legs import ClientLeg
 from runcode.gateway.connection import TRY_AGAIN, GatewayConnection, GatewayContext
 
 _log = logging.getLogger(__name__)

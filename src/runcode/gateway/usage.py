@@ -1,19 +1,22 @@
 """Which workspaces are in use: open channels, and when one last carried data.
 
 Owns: the look, once a second, at every live connection's counters, so that the
-data path keeps no clock. Never: decides what idle means for anybody (who stops
-workspaces does). Started and stopped by `server`.
+data path keeps no clock, and the report of use to whoever keeps events. Never:
+decides what idle means for anybody (who stops workspaces does). Started and
+stopped by `server`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from runcode.gateway.registry import ConnectionRegistry, LiveConnection
 
 _LOOK_EVERY_S = 1.0
+REPORT_EVERY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,20 @@ class WorkspaceUse:
 
 
 class UsageWatch:
-    def __init__(self, registry: ConnectionRegistry) -> None:
+    """`report(workspace_id, ago_s)` is called for a workspace that was in use, at most every `report_every_s`."""
+
+    def __init__(
+        self,
+        registry: ConnectionRegistry,
+        *,
+        report: Callable[[int, float], None] = lambda _workspace_id, _ago_s: None,
+        report_every_s: float = REPORT_EVERY_S,
+    ) -> None:
         self._registry = registry
+        self._report = report
+        self._report_every_s = report_every_s
+        self._unreported: set[int] = set()
+        self._reported_at: dict[int, float] = {}
         self._seen: weakref.WeakKeyDictionary[LiveConnection, tuple[int, int, int]] = weakref.WeakKeyDictionary()
         # One number for each workspace that was ever used: as many as the control plane has.
         self._used_at: dict[int, float] = {}
@@ -63,6 +78,13 @@ class UsageWatch:
             if self._seen.get(connection) != counters:
                 self._seen[connection] = counters
                 self._used_at[connection.route.workspace.workspace_id] = now
+                self._unreported.add(connection.route.workspace.workspace_id)
+        for workspace_id in tuple(self._unreported):
+            # The last use before a silence is reported as well, when its turn comes.
+            if now - self._reported_at.get(workspace_id, float("-inf")) >= self._report_every_s:
+                self._reported_at[workspace_id] = now
+                self._unreported.discard(workspace_id)
+                self._report(workspace_id, now - self._used_at[workspace_id])
 
     async def _look_regularly(self) -> None:
         while True:

@@ -13,6 +13,7 @@ host key and took a certificate for our fresh key with the one expected principa
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import socket
 from collections.abc import Awaitable, Callable
@@ -23,7 +24,9 @@ from runcode.core.errors import RunCodeError, UnsafeInput
 from runcode.core.hostkeys import parse_public_key
 from runcode.gateway.admission import Route
 from runcode.gateway.algorithms import CIPHERS, KEY_EXCHANGES, MACS, VERSION
-from runcode.gateway.asyncssh_internals import SIGNATURE_ALGORITHMS, BoxLeg, LegOwner, options_for_box
+from runcode.gateway.asyncssh_framing import Framing
+from runcode.gateway.asyncssh_legs import SIGNATURE_ALGORITHMS, BoxLeg, options_for_box
+from runcode.gateway.asyncssh_relay import LegOwner
 from runcode.gateway.directory import Directory
 
 _log = logging.getLogger(__name__)
@@ -53,8 +56,15 @@ async def connect_unix_plainly(path: str) -> socket.socket:
 
 class WorkspaceDialer:
     def __init__(
-        self, directory: Directory, *, connect_unix: ConnectUnix | None, timeout_s: float, rekey_bytes: int
+        self,
+        directory: Directory,
+        *,
+        connect_unix: ConnectUnix | None,
+        timeout_s: float,
+        rekey_bytes: int,
+        framing: Framing,
     ) -> None:
+        self._framing = framing
         self._directory = directory
         self._connect_unix = connect_unix or connect_unix_plainly
         self._timeout_s = timeout_s
@@ -113,12 +123,12 @@ class WorkspaceDialer:
             self._base_options,
             username=workspace.login,
             key_pairs=asyncssh.load_keypairs([(key, certificate)]),
-            host_key=asyncssh.import_public_key(parse_public_key(workspace.host_key).line),
+            host_key=_read_host_key(workspace.host_key),
             waiter=loop.create_future(),
         )
 
         def make_leg() -> BoxLeg:
-            return BoxLeg(loop, options, owner)
+            return BoxLeg(loop, options, owner, framing=self._framing, shared_options=self._base_options)
 
         if workspace.socket_path is not None:
             sock = await self._connect_unix(workspace.socket_path)
@@ -136,6 +146,12 @@ class WorkspaceDialer:
             leg.cut("not authenticated")
             raise
         return leg
+
+
+@functools.lru_cache(maxsize=1024)
+def _read_host_key(line: str) -> asyncssh.SSHKey:
+    """One object for all connections to a workspace."""
+    return asyncssh.import_public_key(parse_public_key(line).line)
 
 
 def _check_certificate(text: str, key: asyncssh.SSHKey, principal: str) -> asyncssh.SSHCertificate:

@@ -22,7 +22,30 @@ from __future__ import annotations
 import enum
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
+
+STANDARD_SIZE: Final = "standard"
+
+
+@dataclass(frozen=True)
+class SizeLimits:
+    """The most that one box may take as a whole. None: as much as the runtime lets one box have; `cpus` may be a part.
+
+    A runtime never gives more than it lets one box have anyway.
+    """
+
+    memory_bytes: int | None = None
+    processes: int | None = None
+    cpus: float | None = None
+
+
+UNLIMITED: Final = SizeLimits()
+# Where the operator names none. `standard` is always there.
+DEFAULT_SIZES: Final[Mapping[str, SizeLimits]] = {
+    "small": SizeLimits(memory_bytes=1024**3, processes=512, cpus=1.0),
+    "medium": SizeLimits(memory_bytes=4 * 1024**3, processes=2048, cpus=2.0),
+    STANDARD_SIZE: UNLIMITED,
+}
 
 
 @dataclass(frozen=True)
@@ -33,7 +56,8 @@ class WorkspaceSpec:
     the box's sshd accepts in a certificate. `workspace_ca` is the public key
     (`algorithm base64`) of the CA whose user certificates it trusts. `host_key`
     is the private host key of its sshd, in OpenSSH's PEM form; the control plane
-    pins the public half.
+    pins the public half. `limits` are those of its size, for a box that starts with
+    this spec; one that runs keeps what it has.
     """
 
     workspace_id: int
@@ -41,6 +65,7 @@ class WorkspaceSpec:
     principal: str
     workspace_ca: str
     host_key: str = field(repr=False)
+    limits: SizeLimits = UNLIMITED
 
 
 @dataclass(frozen=True)
@@ -93,6 +118,8 @@ class Capabilities:
     sudo: bool
     outbound_network: bool
     limits: bool
+    # Its boxes live on the server's own machine: no server elsewhere can start, stop or see them.
+    bound_to_machine: bool = True
 
 
 class Runtime(Protocol):
@@ -126,4 +153,18 @@ class OutboundNetworkSwitch(Protocol):
 
     def allow_outbound_network(self, allowed: bool) -> None:
         """For boxes that start from now on; called before the first start. One that runs keeps what it has."""
+        ...
+
+
+@runtime_checkable
+class ActivityProbe(Protocol):
+    """A runtime that can tell whether something works in a box while nobody is connected to it."""
+
+    async def find_job(self, workspace_id: int) -> str | None:
+        """What has worked there since the last look, in a word for a person; None when nothing did.
+
+        A process that only waits is no job: shells, editors' servers, `sleep`. The word is
+        the box's own and not to be trusted. The first look at a box finds what works at
+        that moment. Raises RunCodeError when it cannot be known.
+        """
         ...

@@ -11,7 +11,6 @@ from argparse import Namespace
 
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.records import ActivityRecord, SessionRecord
-from runcode.core.remote_calls import describe
 from runcode.server.data_folder import DataFolder
 from runcode.server.rendering import Answer, render_table, render_time
 
@@ -109,8 +108,8 @@ def _what(record: ActivityRecord) -> str:
         return f"{detail.get('count')} events were not recorded"
     # One line, whatever the command is: a newline is a space here, and itself in the JSON.
     text = str(detail.get("text") or "")
-    # What the person typed, without our wrapper; the JSON has the text that ran.
-    return " ".join((describe(text) or f"{detail.get('form')} {text}").split())
+    # What our own client was asked for is kept without its wrapper, and stands for itself.
+    return " ".join((text if detail.get("ours") else f"{detail.get('form')} {text}").split())
 
 
 def _result(record: ActivityRecord) -> str:

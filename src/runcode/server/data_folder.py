@@ -20,15 +20,20 @@ import errno
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from runcode.controlplane.store.location import Location, PostgresUrl, parse_database_url
 from runcode.core.errors import RunCodeError
 
 FORMAT = 1
+KEY_NAMES = ("client_ca", "workspace_ca", "gateway_host_ed25519")
+_KEY_BYTES_MAX = 16 * 1024
+_PLACE = re.compile(r"[0-9a-f]{16}", re.ASCII)
 # A first start writes under 1 MB; SQLite's WAL and the boxes' folders need room right after.
 FIRST_START_MIN_FREE_BYTES = 16 * 1024 * 1024
 _STAGING_PREFIX = ".first-start-"
@@ -42,16 +47,74 @@ class DataFolder:
         self.marker = self.path / "server.json"
         self.lock_file = self.path / "server.lock"
         self.database = self.path / "runcode.db"
+        # Stands here instead of the file above when the database is a Postgres server's. May hold a password.
+        self.database_url = self.path / "database.url"
         self.keys = self.path / "keys"
         self.runtimes = self.path / "runtimes"
+        self._place: str | None = None
 
     @property
     def gateway_host_key(self) -> Path:
         return self.keys / "gateway_host_ed25519"
 
     @property
+    def checkpoints(self) -> Path:
+        return self.path / "audit" / "checkpoints.jsonl"
+
+    @property
+    def audit_key(self) -> Path:
+        return self.keys / "audit_ed25519"
+
+    @property
     def initialised(self) -> bool:
         return self.marker.is_file()
+
+    def load_location(self) -> Location:
+        """Where this folder's database is: what its first start was told. Raises `io_error` or `usage`."""
+        with translated_os_errors(self.database_url):
+            try:
+                return parse_database_url(self.database_url.read_text())
+            except FileNotFoundError:
+                return self.database
+
+    def remember_database(self, url: PostgresUrl) -> None:
+        """From now on every verb on this folder finds that database. Atomic; 0600."""
+        with translated_os_errors(self.database_url):
+            write_private_file(self.database_url, url.conninfo + "\n")
+
+    def load_place(self) -> str:
+        """This folder's own name on a database that several servers share: 16 hex digits, drawn once."""
+        marker = json.loads(self.marker.read_text())
+        place = marker.get("place")
+        if not isinstance(place, str) or _PLACE.fullmatch(place) is None:
+            place = self._write_marker(None)
+        return place
+
+    def keep_place(self, place: str) -> None:
+        """For a folder that is being made: it takes the place of one that is gone."""
+        if _PLACE.fullmatch(place) is not None:
+            self._place = place
+
+    def _write_marker(self, place: str | None) -> str:
+        place = place or secrets.token_hex(8)
+        with translated_os_errors(self.marker):
+            write_private_file(self.marker, json.dumps({"format": FORMAT, "place": place}) + "\n")
+        return place
+
+    def take_keys(self, source: Path) -> None:
+        """Copy an installation's keys from another data folder's `keys`. Raises `io_error` when one is missing."""
+        for name in KEY_NAMES:
+            try:
+                with (source / name).open("rb") as file:
+                    text = file.read(_KEY_BYTES_MAX).decode("ascii")
+            except (OSError, UnicodeDecodeError) as error:
+                raise RunCodeError(
+                    "io_error",
+                    f"{source / name} cannot be read",
+                    resolution="name the `keys` folder of the server that made this database's installation",
+                ) from error
+            with translated_os_errors(self.keys):
+                write_private_file(self.keys / name, text)
 
     def require_initialised(self) -> None:
         """For verbs that need a server's data. Raises `not_found`, or `io_error` for a newer format."""
@@ -77,7 +140,8 @@ class DataFolder:
                 f"{self.path} was written by another version of RunCode (format {found}, this one knows {FORMAT})",
                 resolution="run the version that wrote it, or a newer one",
             )
-        for needed in (self.keys / "client_ca", self.keys / "workspace_ca", self.gateway_host_key, self.database):
+        database = self.database_url if self.database_url.exists() else self.database
+        for needed in (*(self.keys / name for name in KEY_NAMES), database):
             # A new one in its place would lock every box and client out, in silence.
             if not needed.is_file():
                 raise RunCodeError(
@@ -106,6 +170,7 @@ class DataFolder:
             (self.keys, 0o077),
             (self.gateway_host_key, 0o077),
             (self.database, 0o077),
+            (self.database_url, 0o077),
         ):
             try:
                 status = path.lstat() if path != self.path else path.stat()
@@ -203,7 +268,7 @@ class DataFolder:
                 staging.keys.mkdir(mode=0o700)
                 staging.runtimes.mkdir(mode=0o700)
                 yield staging
-                write_private_file(staging.marker, json.dumps({"format": FORMAT}) + "\n")
+                staging._write_marker(staging._place)
                 pieces = sorted(staging.path.iterdir(), key=lambda piece: piece == staging.marker)
                 for piece in pieces:
                     os.rename(piece, self.path / piece.name)
@@ -228,7 +293,8 @@ class DataFolder:
         interrupted = any(name.startswith(_STAGING_PREFIX) for name in entries)
         ours = {name for name in entries if name.startswith(_STAGING_PREFIX)}
         if interrupted:
-            ours |= entries & {"runcode.db", "runcode.db-wal", "runcode.db-shm", "keys", "runtimes"}
+            ours |= entries & {"runcode.db", "runcode.db-wal", "runcode.db-shm", "database.url"}
+            ours |= entries & {"keys", "runtimes", "audit"}
         if "runcode.db" in entries - ours:
             raise RunCodeError(
                 "io_error",

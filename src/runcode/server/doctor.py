@@ -20,6 +20,7 @@ from typing import Literal
 from runcode import __version__
 from runcode.core.errors import RunCodeError
 from runcode.core.values import Value
+from runcode.gateway.asyncssh_trial import find_framing_obstacle
 from runcode.runtimes.local import limits, machine
 from runcode.runtimes.local.runtime import LocalRuntime
 from runcode.server.data_folder import FIRST_START_MIN_FREE_BYTES, DataFolder
@@ -43,6 +44,7 @@ def run_checks(data_dir: Path | None) -> list[Check]:
     """All of them, in the order in which a person would mend things."""
     checks = [check_python(), check_user(), check_clock(), *check_ports()]
     checks += [check_program("bwrap", "bubblewrap"), check_program("sshd", "openssh-server")]
+    checks.append(check_framing())
     checks += check_boxes()
     if data_dir is not None:
         checks += check_data_folder(data_dir)
@@ -114,6 +116,17 @@ def check_program(name: str, package: str) -> Check:
         return Check(name=name, status="ok", detail=machine.find_program(name, package))
     except machine.Obstacle as obstacle:
         return Check(name=name, status="fail", detail=str(obstacle))
+
+
+def check_framing() -> Check:
+    obstacle = find_framing_obstacle()
+    if obstacle is None:
+        return Check(name="ssh framing", status="ok", detail="packets of data are resealed in place")
+    return Check(
+        name="ssh framing",
+        status="warn",
+        detail=f"the gateway relays at thrice the cost: {obstacle}. Install runcode[server] as it is released",
+    )
 
 
 def check_boxes() -> Iterator[Check]:

@@ -15,11 +15,15 @@ import secrets
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from runcode import __version__
 from runcode.core.errors import RunCodeError
 from runcode.core.terminal import printable, printable_lines
+from runcode.server.workspace_options import add_up_options, parse_idle, parse_limit, read_up_options
+
+if TYPE_CHECKING:
+    from runcode.server.front import FrontOptions
 
 _log = logging.getLogger(__name__)
 _DATA_DIR_VARIABLE = "RUNCODE_DATA_DIR"
@@ -78,10 +82,14 @@ def _fail(error: RunCodeError, wants_json: bool) -> int:
 
 
 def _run_up(options: argparse.Namespace) -> int:
-    from runcode.server.listeners import parse_address, parse_public_url
+    from runcode.server.database_choice import find_named_database
+    from runcode.server.identity_options import read_oidc_options
+    from runcode.server.listeners import parse_address
+    from runcode.server.logs import set_up_logging
     from runcode.server.up import UpOptions, run_up
 
-    _set_up_logging(options.verbose)
+    set_up_logging(log_format=options.log_format, verbose=options.verbose)
+    oidc, oidc_policy = read_oidc_options(options)
     ssh = None if options.ssh == "off" else parse_address(options.ssh, "--ssh")
     public = None if options.ssh_public is None else parse_address(options.ssh_public, "--ssh-public")
     if ssh is not None and public is None and ssh.host in ("0.0.0.0", "::"):  # noqa: S104
@@ -93,10 +101,10 @@ def _run_up(options: argparse.Namespace) -> int:
     return run_up(
         UpOptions(
             data_dir=_data_dir(options),
-            http=parse_address(options.http, "--http"),
+            front=_front_options(options),
+            log_format=options.log_format,
             ssh=ssh,
             ssh_public=public,
-            public_url=None if options.public_url is None else parse_public_url(options.public_url),
             ready_file=None if options.ready_file is None else Path(options.ready_file).absolute(),
             admin_email=options.admin_email,
             keep_workspaces=options.keep_workspaces,
@@ -104,7 +112,43 @@ def _run_up(options: argparse.Namespace) -> int:
             min_free_bytes=options.min_free_bytes,
             keep_events=options.keep_events,
             keep_ended_sessions_s=options.keep_ended_sessions_s,
+            audit_checkpoints=None if options.audit_checkpoints is None else Path(options.audit_checkpoints).absolute(),
+            audit_log=options.audit_log,
+            mask_file=None if options.mask_file is None else Path(options.mask_file),
+            oidc=oidc,
+            oidc_policy=oidc_policy,
+            workspaces=read_up_options(options),
+            database=find_named_database(options.database, options.database_file),
+            keys=None if options.keys is None else Path(options.keys).absolute(),
         )
+    )
+
+
+def _front_options(options: argparse.Namespace) -> FrontOptions:
+    from runcode.controlplane.rate_limits import LimitPolicy, parse_rate
+    from runcode.server.front import FrontOptions
+    from runcode.server.listeners import parse_address, parse_public_url
+    from runcode.server.web import ConnectionLimits
+
+    def find_path(named: str | None) -> Path | None:
+        return None if named is None else Path(named).absolute()
+
+    return FrontOptions(
+        http=parse_address(options.http, "--http"),
+        public_url=None if options.public_url is None else parse_public_url(options.public_url),
+        tls_certificate=find_path(options.tls_cert),
+        tls_key=find_path(options.tls_key),
+        trusted_proxies=tuple(options.trusted_proxy),
+        allowed_hosts=tuple(options.allowed_host),
+        metrics=None if options.metrics is None else parse_address(options.metrics, "--metrics"),
+        metrics_token_file=find_path(options.metrics_token_file),
+        rates=LimitPolicy(
+            token=parse_rate(options.rate_token, "--rate-token"),
+            address=parse_rate(options.rate_address, "--rate-address"),
+            strangers=parse_rate(options.rate_strangers, "--rate-strangers"),
+        ),
+        connections=ConnectionLimits(in_all=options.max_connections, per_address=max(16, options.max_connections // 4)),
+        drain_s=options.drain_s,
     )
 
 
@@ -112,6 +156,7 @@ def _run_verb(options: argparse.Namespace) -> int:
     from runcode.controlplane.plane import ControlPlane, ControlPlaneSettings
     from runcode.server import verbs
     from runcode.server.data_folder import DataFolder
+    from runcode.server.workspace_policy import make_policy
 
     _set_up_logging(verbose=False)
     folder = DataFolder(_data_dir(options))
@@ -119,7 +164,9 @@ def _run_verb(options: argparse.Namespace) -> int:
     verb: verbs.Verb = getattr(verbs, options.verb)
 
     async def act() -> verbs.Answer:
-        settings = ControlPlaneSettings(database=folder.database, keys_folder=folder.keys)
+        settings = ControlPlaneSettings(
+            database=folder.load_location(), keys_folder=folder.keys, workspaces=make_policy(folder.path)
+        )
         # A server of the version before may be running on this very database.
         plane = await ControlPlane.open(settings, upgrade=False)
         try:
@@ -128,6 +175,31 @@ def _run_verb(options: argparse.Namespace) -> int:
             await plane.close()
 
     answer = asyncio.run(act())
+    if answer.text or (options.json and answer.value is not None):
+        print(json.dumps(answer.value, indent=1) if options.json else answer.text)
+    return answer.exit_status
+
+
+def _run_restore(options: argparse.Namespace) -> int:
+    from runcode.server.backup_verbs import restore
+    from runcode.server.data_folder import DataFolder
+    from runcode.server.database_choice import find_named_database
+
+    _set_up_logging(verbose=False)
+    url = find_named_database(options.database, options.database_file)
+    answer = restore(Path(options.file).absolute(), DataFolder(_data_dir(options)), url)
+    print(json.dumps(answer.value, indent=1) if options.json else answer.text)
+    return 0
+
+
+def _run_upgrade(options: argparse.Namespace) -> int:
+    from runcode.server.data_folder import DataFolder
+    from runcode.server.database_verbs import upgrade
+
+    _set_up_logging(verbose=False)
+    folder = DataFolder(_data_dir(options))
+    folder.require_initialised()
+    answer = upgrade(folder)
     print(json.dumps(answer.value, indent=1) if options.json else answer.text)
     return 0
 
@@ -180,15 +252,52 @@ def make_parser() -> argparse.ArgumentParser:
     password = _add_verb(user, "password", "set_password", "give a user another password; prints it once")
     password.add_argument("email", metavar="EMAIL")
     password.add_argument("--password-stdin", action="store_true", help="read the password from stdin")
+    link = _add_verb(user, "sign-in-link", "create_sign_in_link", "a link that signs a user's browser in, once")
+    link.add_argument("email", metavar="EMAIL")
+    link.add_argument(
+        "--web-base", default="http://127.0.0.1:8080", metavar="URL", help="the server's address (default: %(default)s)"
+    )
+    sign_out = _add_verb(user, "sign-out", "sign_user_out", "end a user's signed-in browsers, everywhere")
+    sign_out.add_argument("email", metavar="EMAIL")
+    sign_out.add_argument("--tokens", action="store_true", help="revoke their API tokens, too")
+    invite = _add_verb(user, "invite", "invite_user", "let a verified e-mail address in through the OpenID provider")
+    invite.add_argument("email", metavar="EMAIL")
+    invite.add_argument("--issuer", required=True, metavar="URL", help="the provider, as in `up --oidc-issuer`")
+    identity = _add_verb(user, "link", "link_identity", "say who a user is at the OpenID provider")
+    identity.add_argument("email", metavar="EMAIL")
+    identity.add_argument("--issuer", required=True, metavar="URL", help="the provider, as in `up --oidc-issuer`")
+    identity.add_argument("--subject", required=True, metavar="SUB", help="the user's `sub` there")
+    unlink = _add_verb(user, "unlink", "unlink_identities", "forget who a user is at OpenID providers")
+    unlink.add_argument("email", metavar="EMAIL")
     _add_verb(user, "list", "list_users", "list them")
     _add_verb(user, "disable", "disable_user", "shut a user out, at once").add_argument("email", metavar="EMAIL")
     _add_verb(user, "enable", "enable_user", "let a disabled user in again").add_argument("email", metavar="EMAIL")
+
+    quota = _add_verb(user, "quota", "set_quota", "how many workspaces a user may have; without options: show it")
+    quota.add_argument("email", metavar="EMAIL")
+    for option, about in (("--workspaces", "may own"), ("--running", "may have running at once")):
+        quota.add_argument(
+            option, type=parse_limit, metavar="N", help=f"{about}: a number, or default (what `up` says)"
+        )
 
     token = _add_noun(nouns, "token", "API tokens, one for each machine of a person")
     create = _add_verb(token, "create", "create_token", "make one; prints it once, alone")
     create.add_argument("name", metavar="NAME", help="what it is for, such as laptop")
     create.add_argument("--user", metavar="EMAIL", help="whose (default: the first admin)")
     create.add_argument("--expires-days", type=_positive, metavar="N", help="end it after N days (default: never)")
+    create.add_argument("--expires-in", metavar="TIME", help="end it after so long, such as 45m, 12h or 30d")
+    create.add_argument(
+        "--scope",
+        action="append",
+        choices=("read", "connect", "manage"),
+        help="what it may do at most; may be given again (default: all)",
+    )
+    create.add_argument(
+        "--workspace",
+        action="append",
+        metavar="WS",
+        help="title or id of a workspace that it is for; may be given again (default: all that the person may use)",
+    )
     listing = _add_verb(token, "list", "list_tokens", "list them (never the tokens themselves)")
     listing.add_argument("--user", metavar="EMAIL", help="one person's only")
     revoke = _add_verb(token, "revoke", "revoke_token", "end one, and what it had opened, at once")
@@ -206,12 +315,46 @@ def make_parser() -> argparse.ArgumentParser:
     activity.add_argument("workspace", nargs="?", metavar="WS", help="one workspace's only: title or id")
     activity.add_argument("--limit", type=_positive, default=50, metavar="N", help="at most N lines (default: 50)")
 
+    audit = _add_noun(nouns, "audit", "the record of everything that was done, and whether it is whole")
+    verify = _add_verb(
+        audit, "verify", "verify_audit", "read all of it, and tell what was changed since it was written"
+    )
+    verify.add_argument("--checkpoints", metavar="FILE", help="the signed checkpoints (DIR/audit/checkpoints.jsonl)")
+    verify.add_argument("--public-key", metavar="FILE", help="the audit key's public half (DIR/keys/audit_ed25519.pub)")
+    export = _add_verb(audit, "export", "export_audit", "all records as JSON lines, oldest first")
+    export.add_argument("--after", type=_number, default=0, metavar="N", help="only those after record N (default: 0)")
+
+    backup = _add_verb(nouns, "backup", "make_backup", "the database and the keys into one private file, at any time")
+    backup.add_argument("file", metavar="FILE", help="a new file; nothing is overwritten")
+    restore = _add_verb(nouns, "restore", "restore", "a new data folder and database from a backup")
+    restore.add_argument("file", metavar="FILE", help="what `backup` made, on SQLite or Postgres")
+    _add_database(restore)
+    restore.set_defaults(run=_run_restore)
+
+    database = _add_noun(nouns, "database", "the database itself")
+    _add_verb(database, "status", "show_database", "which, how large, who uses it, what is in it")
+    _add_verb(database, "check", "check_database", "read all of it, and say what is not whole")
+    upgrade = _add_verb(database, "upgrade", "upgrade", "bring its schema to this version's, without serving")
+    upgrade.set_defaults(run=_run_upgrade)
+    _add_verb(database, "vacuum", "vacuum_database", "give freed space back; writers wait meanwhile (SQLite)")
+
+    _add_verb(nouns, "leases", "list_leases", "what servers are working on right now")
+
     workspace = _add_noun(nouns, "workspace", "the boxes")
     create = _add_verb(workspace, "create", "create_workspace", "make one (stopped)")
-    create.add_argument("title", metavar="TITLE", help="its stable name: A-Z a-z 0-9 . _ -")
+    create.add_argument(
+        "title", nargs="?", metavar="TITLE", help="its stable name: A-Z a-z 0-9 . _ - (default: one is made up)"
+    )
     create.add_argument("--runtime", default="local", help="what runs it (default: local)")
     create.add_argument("--owner", metavar="EMAIL", help="whose (default: the first admin)")
     create.add_argument("--custom-title", default="", metavar="TEXT", help="a free name for people")
+    create.add_argument("--size", metavar="SIZE", help="how much its box may take (default: standard)")
+    create.add_argument(
+        "--idle",
+        type=parse_idle,
+        metavar="TIME",
+        help="stop it after so long without use: 30m, 12h, never, or default (what `up` says)",
+    )
     _add_verb(workspace, "list", "list_workspaces", "list all")
     for verb, action, about in (
         ("start", "start_workspace", "boot it"),
@@ -221,13 +364,45 @@ def make_parser() -> argparse.ArgumentParser:
         power = _add_verb(workspace, verb, action, about)
         power.add_argument("workspace", metavar="WS", help="title or id")
         power.add_argument("--no-wait", action="store_true", help="return before it is done")
-    share = _add_verb(workspace, "share", "share_workspace", "let somebody else in")
-    share.add_argument("workspace", metavar="WS", help="title or id")
-    share.add_argument("email", metavar="EMAIL")
-    share.add_argument("--role", choices=("use", "manage"), default="use", help="manage: may also stop it")
+    show = _add_verb(workspace, "show", "show_workspace", "what is known of one: lease, checkpoints, failures, place")
+    show.add_argument("workspace", metavar="WS", help="title or id")
+    retry = _add_verb(workspace, "retry", "retry_workspace", "forget failures and back-off: try again now")
+    retry.add_argument("workspace", metavar="WS", help="title or id")
+    retry.add_argument(
+        "--elsewhere",
+        action="store_true",
+        help="the machine it lives on is gone for good: let another server start it, without its storage",
+    )
+    change = _add_verb(workspace, "set", "change_workspace", "change its size, idle time or name for people")
+    change.add_argument("workspace", metavar="WS", help="title or id")
+    change.add_argument("--custom-title", metavar="TEXT", help="a free name for people")
+    change.add_argument("--size", metavar="SIZE", help="from its next start on")
+    change.add_argument("--idle", type=parse_idle, metavar="TIME", help="30m, 12h, never, or default (what `up` says)")
+    share = _add_verb(workspace, "share", "share_workspace", "let somebody else in, or a team")
     unshare = _add_verb(workspace, "unshare", "unshare_workspace", "shut them out again, at once")
-    unshare.add_argument("workspace", metavar="WS", help="title or id")
-    unshare.add_argument("email", metavar="EMAIL")
+    for sharing in (share, unshare):
+        sharing.add_argument("workspace", metavar="WS", help="title or id")
+        sharing.add_argument("email", nargs="?", metavar="EMAIL")
+        sharing.add_argument("--team", metavar="TEAM", help="a team instead: name or id")
+    share.add_argument("--role", choices=("use", "manage"), default="use", help="manage: may also stop it")
+    _add_verb(workspace, "sizes", "list_sizes", "the sizes that this server offers")
+
+    team = _add_noun(nouns, "team", "people with whom a workspace is shared by one word")
+    create = _add_verb(team, "create", "create_team", "make one")
+    create.add_argument("name", metavar="NAME")
+    create.add_argument("--admin", metavar="EMAIL", help="its first admin (default: the first admin of the server)")
+    _add_verb(team, "list", "list_teams", "list all")
+    members = _add_verb(team, "members", "list_members", "who is in it")
+    add = _add_verb(team, "add", "add_member", "take somebody in, or change the role")
+    remove = _add_verb(team, "remove", "remove_member", "take somebody out, at once")
+    rename = _add_verb(team, "rename", "rename_team", "give it another name")
+    delete = _add_verb(team, "delete", "delete_team", "delete it with its shares; who came in by it is cut")
+    for about_one in (members, add, remove, rename, delete):
+        about_one.add_argument("team", metavar="TEAM", help="name or id")
+    for about_somebody in (add, remove):
+        about_somebody.add_argument("email", metavar="EMAIL")
+    add.add_argument("--role", choices=("member", "admin"), default="member", help="admin: may change the team")
+    rename.add_argument("name", metavar="NAME")
     return parser
 
 
@@ -239,8 +414,12 @@ def _add_up(nouns: argparse._SubParsersAction[_Parser]) -> None:
     )
     up.add_argument("--ssh", default="127.0.0.1:8022", metavar="HOST:PORT", help="SSH gateway, or `off` (%(default)s)")
     up.add_argument("--ssh-public", metavar="HOST:PORT", help="the gateway's address as clients reach it")
-    up.add_argument("--public-url", metavar="URL", help="the control plane's https address, behind a proxy with TLS")
+    up.add_argument("--public-url", metavar="URL", help="the control plane's https address as clients reach it")
     up.add_argument("--ready-file", metavar="FILE", help="written (0600) once everything really answers")
+    _add_database(up)
+    up.add_argument(
+        "--keys", metavar="DIR", help="at the first start on a database that has an installation: the keys of that one"
+    )
     up.add_argument("--admin-email", default="admin@localhost", metavar="EMAIL", help="at the first start only")
     up.add_argument("--keep-workspaces", action="store_true", help="leave the boxes running when this server stops")
     up.add_argument(
@@ -252,11 +431,78 @@ def _add_up(nouns: argparse._SubParsersAction[_Parser]) -> None:
     up.add_argument(
         "--keep-events", type=_positive, metavar="N", help="how many events `activity` can look back on (100000)"
     )
+    up.add_argument(
+        "--audit-checkpoints",
+        metavar="FILE",
+        help="where the audit's signed checkpoints go: best another disk (DIR/audit/checkpoints.jsonl)",
+    )
+    up.add_argument("--audit-log", action="store_true", help="write each checkpoint of the audit to the log as well")
+    up.add_argument("--mask-file", metavar="FILE", help="more patterns of secrets in commands, one a line")
+    _add_front(up)
+    up.add_argument(
+        "--log-format",
+        choices=("text", "json"),
+        default="text",
+        help="lines for people, or JSON objects with one for each request (default: %(default)s)",
+    )
+    oidc = up.add_argument_group("sign-in through an OpenID provider")
+    oidc.add_argument("--oidc-issuer", metavar="URL", help="the provider, as its own documents name it")
+    oidc.add_argument("--oidc-client-id", metavar="ID", help="this server as the provider knows it")
+    oidc.add_argument("--oidc-client-secret-file", metavar="FILE", help="holds the secret that goes with it")
+    oidc.add_argument("--oidc-name", metavar="NAME", help="what people read on the button (default: the issuer's host)")
+    oidc.add_argument(
+        "--oidc-domain",
+        action="append",
+        default=[],
+        metavar="DOMAIN",
+        help="make an account for whoever has a verified e-mail address there (default: invited people only)",
+    )
+    add_up_options(up)
     up.add_argument("--verbose", action="store_true", help="say more in the log")
     # For tests of full disks, and for operators of tiny ones.
     up.add_argument("--keep-ended-sessions-s", type=_positive, help=argparse.SUPPRESS)
     up.add_argument("--min-free-bytes", type=int, help=argparse.SUPPRESS)
     up.set_defaults(run=_run_up)
+
+
+def _add_front(up: argparse.ArgumentParser) -> None:
+    """What stands between callers and the control plane (`server/front.py`)."""
+    up.add_argument("--tls-cert", metavar="FILE", help="serve https with this certificate chain (PEM)")
+    up.add_argument("--tls-key", metavar="FILE", help="and this key (PEM, 0600); both are read anew when they change")
+    up.add_argument(
+        "--trusted-proxy",
+        action="append",
+        default=[],
+        metavar="NET",
+        help="believe X-Forwarded-For and -Proto of this address or network (repeatable)",
+    )
+    up.add_argument(
+        "--allowed-host", action="append", default=[], metavar="NAME", help="answer under this name too (repeatable)"
+    )
+    up.add_argument("--metrics", metavar="HOST:PORT", help="serve /metrics, /healthz and /readyz there")
+    up.add_argument(
+        "--metrics-token-file", metavar="FILE", help="/metrics asks for this bearer token (0600), and is on --http too"
+    )
+    for name, default, whose in (
+        # calls a second : calls at once
+        ("token", "50:200", "one API token"),
+        ("address", "200:1000", "one address"),
+        ("strangers", "5:60", "one address that proves nobody"),
+    ):
+        up.add_argument(
+            f"--rate-{name}",
+            default=default,
+            metavar="RATE",
+            help=f"calls a second:at once of {whose} (%(default)s), or off",
+        )
+    up.add_argument("--max-connections", type=_positive, default=2000, metavar="N", help="HTTP, in all (%(default)s)")
+    up.add_argument(
+        "--drain-s",
+        type=_seconds,
+        default=0.0,
+        metavar="S",
+        help="after SIGTERM, serve on for so long while /readyz says 503 (%(default)g)",
+    )
 
 
 def _add_noun(nouns: argparse._SubParsersAction[_Parser], name: str, about: str) -> argparse._SubParsersAction[_Parser]:
@@ -276,6 +522,29 @@ def _add_verb(
 
 def _add_data_dir(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data-dir", metavar="DIR", help=f"the server's data folder (or {_DATA_DIR_VARIABLE})")
+
+
+def _number(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
+
+
+def _add_database(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--database", metavar="URL", help="a Postgres server's, without a password; the data folder remembers it"
+    )
+    parser.add_argument(
+        "--database-file", metavar="FILE", help="a file with that URL, password and all (or RUNCODE_DATABASE_URL)"
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds up to 3600")
+    return seconds
 
 
 def _positive(text: str) -> int:

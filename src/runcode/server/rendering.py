@@ -15,10 +15,11 @@ from runcode.core.values import Value
 
 
 class Answer(Value):
-    """What a verb has to say: to a program, and to a person."""
+    """What a verb has to say: to a program, and to a person. None and an empty text: it has said it all already."""
 
     value: object
     text: str
+    exit_status: int = 0
 
 
 def render_time(moment: datetime.datetime | None) -> str:

@@ -1,6 +1,8 @@
-"""The operator's verbs beside `up`: users, tokens, workspaces, on the same database while the server runs.
+"""The operator's verbs beside `up`: workspaces, on the same database while the server runs.
 
-Those for sessions and activity are in `activity_verbs`, and handed on by `main`'s look-up here.
+Those for people and tokens are in `identity_verbs`, for sessions and activity in `activity_verbs`, for stuck
+workspaces in `repair_verbs`, for the audit in `audit_verbs`, for the database and its backup in
+`database_verbs` and `backup_verbs`; `main` finds all of them here.
 
 Owns: what each verb does and what it answers. Every answer is a JSON-able value
 and a text for people; `main` prints one of them. The rules are the control
@@ -10,30 +12,95 @@ plane's services'; nothing here decides.
 from __future__ import annotations
 
 import asyncio
-import datetime
-import secrets
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Awaitable, Callable
 
 from runcode.controlplane.plane import ControlPlane
-from runcode.controlplane.records import TokenRecord, UserRecord, WorkspaceRecord
-from runcode.controlplane.services.tokens import TokenBounds
+from runcode.controlplane.records import WorkspaceRecord
+from runcode.controlplane.services.inputs import UNSET
 from runcode.controlplane.states import DELETED, RUNNING
 from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import Endpoint, TcpEndpoint, UnixEndpoint
 from runcode.server.activity_verbs import list_activity, list_sessions, revoke_sessions
+from runcode.server.audit_verbs import export_audit, verify_audit
+from runcode.server.backup_verbs import make_backup
 from runcode.server.data_folder import DataFolder
+from runcode.server.database_verbs import check as check_database
+from runcode.server.database_verbs import show_status as show_database
+from runcode.server.database_verbs import vacuum as vacuum_database
+from runcode.server.identity_verbs import (
+    create_sign_in_link,
+    create_token,
+    create_user,
+    disable_user,
+    enable_user,
+    first_admin,
+    invite_user,
+    link_identity,
+    list_tokens,
+    list_users,
+    revoke_token,
+    set_password,
+    sign_user_out,
+    unlink_identities,
+)
 from runcode.server.installed_runtimes import require_runtime_name
 from runcode.server.rendering import Answer, render_table, render_time
+from runcode.server.repair_verbs import list_leases, retry_workspace, show_workspace
+from runcode.server.team_verbs import (
+    add_member,
+    create_team,
+    delete_team,
+    list_members,
+    list_teams,
+    remove_member,
+    rename_team,
+)
+from runcode.server.workspace_options import DEFAULT
 
 # The reconciler hears of a change within 200 ms; a box takes well under a second.
 WAIT_S = 60.0
 _POLL_S = 0.05
 
 
-__all__ = ["Answer", "Verb", "list_activity", "list_sessions", "revoke_sessions"]
+__all__ = [
+    "Answer",
+    "Verb",
+    "add_member",
+    "check_database",
+    "create_sign_in_link",
+    "create_team",
+    "create_token",
+    "create_user",
+    "delete_team",
+    "disable_user",
+    "enable_user",
+    "export_audit",
+    "invite_user",
+    "link_identity",
+    "list_activity",
+    "list_leases",
+    "list_members",
+    "list_sessions",
+    "list_teams",
+    "list_tokens",
+    "list_users",
+    "make_backup",
+    "remove_member",
+    "rename_team",
+    "retry_workspace",
+    "revoke_sessions",
+    "revoke_token",
+    "set_password",
+    "show_database",
+    "show_workspace",
+    "sign_user_out",
+    "unlink_identities",
+    "vacuum_database",
+    "verify_audit",
+]
 
 Verb = Callable[[ControlPlane, DataFolder, Namespace], Awaitable[Answer]]
 
@@ -41,81 +108,33 @@ Verb = Callable[[ControlPlane, DataFolder, Namespace], Awaitable[Answer]]
 # ---------------------------------------------------------------- users
 
 
-async def create_user(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
-    password = _choose_password(options)
-    user = await plane.users.create_user(options.email, password, admin=options.admin)
-    return _tell_password(user, f"created {user.email}" + (" (admin)" if user.is_admin else ""), password, options)
-
-
-async def set_password(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
-    password = _choose_password(options)
-    user = await plane.users.set_password(options.email, password)
-    return _tell_password(user, f"{user.email} has another password", password, options)
-
-
-def _choose_password(options: Namespace) -> str:
-    return sys.stdin.readline().rstrip("\n") if options.password_stdin else secrets.token_urlsafe(18)
-
-
-def _tell_password(user: UserRecord, text: str, password: str, options: Namespace) -> Answer:
-    value = _user(user)
-    if not options.password_stdin:
-        value["password"] = password
-        text += f"\npassword: {password}   (shown this once)"
+async def set_quota(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
+    user = await plane.quotas.set_quota(
+        options.email,
+        workspaces_max=UNSET if options.workspaces is None else _unless_default(options.workspaces),
+        running_max=UNSET if options.running is None else _unless_default(options.running),
+    )
+    quota = await plane.quotas.load_quota(options.email)
+    value: dict[str, object] = {
+        "email": user.email,
+        "workspaces": quota.workspaces,
+        "workspaces_max": user.workspaces_max,
+        "running": quota.running,
+        "running_max": user.running_max,
+    }
+    text = (
+        f"{user.email}: {quota.workspaces} workspaces of {_limit(user.workspaces_max)}, "
+        f"{quota.running} running of {_limit(user.running_max)}"
+    )
     return Answer(value=value, text=text)
 
 
-async def list_users(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
-    users = await plane.users.list_users()
-    rows = [
-        (user.email, "admin" if user.is_admin else "", "disabled" if user.disabled_at else "active") for user in users
-    ]
-    return Answer(value=[_user(user) for user in users], text=render_table(("E-MAIL", "ROLE", "STATE"), rows))
+def _limit(own: int | None) -> str:
+    return "as many as `up` allows" if own is None else str(own)
 
 
-async def disable_user(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
-    user = await plane.users.disable_user(options.email)
-    return Answer(value=_user(user), text=f"disabled {user.email}; their live connections are cut")
-
-
-async def enable_user(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
-    user = await plane.users.enable_user(options.email)
-    return Answer(value=_user(user), text=f"enabled {user.email}")
-
-
-# ---------------------------------------------------------------- tokens
-
-
-async def create_token(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
-    email = options.user or await _first_admin(plane)
-    expires_at = None
-    if options.expires_days is not None:
-        expires_at = plane.clock.now() + datetime.timedelta(days=options.expires_days)
-    made = await plane.tokens.create_token(email, options.name, bounds=TokenBounds(expires_at=expires_at))
-    # The text is the token alone, so that it can be piped into `runcode login --paste`.
-    return Answer(value={**_token(made.record), "token": made.plaintext}, text=made.plaintext)
-
-
-async def list_tokens(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
-    tokens = await plane.tokens.list_tokens(options.user)
-    rows = [
-        (
-            str(token.id),
-            token.user_email,
-            token.name,
-            _token_state(token, plane.clock.now()),
-            render_time(token.last_used_at),
-        )
-        for token in tokens
-    ]
-    return Answer(
-        value=[_token(token) for token in tokens], text=render_table(("ID", "USER", "NAME", "STATE", "LAST USED"), rows)
-    )
-
-
-async def revoke_token(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
-    token = await plane.tokens.revoke_token(options.id)
-    return Answer(value=_token(token), text=f"revoked token {token.id}; what it had opened is cut")
+def _unless_default(value: int | str | None) -> int | None:
+    return None if value is None or value == DEFAULT else int(value)
 
 
 # ---------------------------------------------------------------- workspaces
@@ -124,12 +143,14 @@ async def revoke_token(plane: ControlPlane, folder: DataFolder, options: Namespa
 async def create_workspace(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
     workspace = await plane.workspaces.create_workspace(
         options.title,
-        options.owner or await _first_admin(plane),
+        options.owner or await first_admin(plane),
         runtime=require_runtime_name(options.runtime),
         custom_title=options.custom_title,
+        size=options.size,
+        idle_stop_after_s=_unless_default(options.idle),
     )
     text = (
-        f"created workspace {workspace.id}: {workspace.title} ({workspace.runtime})\n"
+        f"created workspace {workspace.id}: {workspace.title} ({workspace.runtime}, {workspace.size})\n"
         f"next: runcode connect {workspace.title} --start"
     )
     return Answer(value=_workspace(workspace), text=text)
@@ -137,8 +158,11 @@ async def create_workspace(plane: ControlPlane, folder: DataFolder, options: Nam
 
 async def list_workspaces(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
     workspaces = await plane.workspaces.list_all()
-    rows = [(str(w.id), w.title, w.state, w.runtime, w.owner_email, w.custom_title, w.reason or "") for w in workspaces]
-    header = ("ID", "TITLE", "STATE", "RUNTIME", "OWNER", "NAME", "REASON")
+    rows = [
+        (str(w.id), w.title, w.state, w.runtime, w.size, w.owner_email, w.custom_title, w.explanation or "")
+        for w in workspaces
+    ]
+    header = ("ID", "TITLE", "STATE", "RUNTIME", "SIZE", "OWNER", "NAME", "REASON")
     return Answer(value=[_workspace(w) for w in workspaces], text=render_table(header, rows))
 
 
@@ -157,18 +181,70 @@ async def delete_workspace(plane: ControlPlane, folder: DataFolder, options: Nam
     return await _until(plane, folder, options, workspace, None, "deleted, storage included:")
 
 
+async def change_workspace(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
+    changed = await plane.workspaces.update_workspace(
+        options.workspace,
+        custom_title=options.custom_title,
+        size=options.size,
+        idle_stop_after_s=UNSET if options.idle is None else _unless_default(options.idle),
+    )
+    idle = {None: "as `up` says", 0: "never"}.get(changed.idle_stop_after_s) or f"{changed.idle_stop_after_s} s"
+    text = f"{changed.title}: size {changed.size}, stopped when idle: {idle}"
+    if changed.size_pending:
+        text += f"\nit runs with the size {changed.box_size} until its next start"
+    return Answer(value=_workspace(changed), text=text)
+
+
+async def list_sizes(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
+    sizes = plane.workspaces.policy.sizes
+    values = [
+        {"name": name, "memory_bytes": size.memory_bytes, "processes": size.processes, "cpus": size.cpus}
+        for name, size in sizes.items()
+    ]
+    rows = [
+        (
+            name,
+            "most" if size.memory_bytes is None else f"{size.memory_bytes // 2**20} MiB",
+            "most" if size.processes is None else str(size.processes),
+            "most" if size.cpus is None else f"{size.cpus:g}",
+        )
+        for name, size in sizes.items()
+    ]
+    text = render_table(("SIZE", "MEMORY", "PROCESSES", "CPUS"), rows)
+    return Answer(value=values, text=text + "\n`most`: as much as the runtime lets one box have")
+
+
 async def share_workspace(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
-    share = await plane.workspaces.share(options.workspace, options.email, options.role)
-    value = {"workspace_id": share.workspace_id, "email": share.user_email, "role": share.role}
-    return Answer(value=value, text=f"shared with {share.user_email} ({share.role})")
+    email, team = _person_or_team(options)
+    if email is not None:
+        share = await plane.shares.share(options.workspace, email, options.role)
+    else:
+        share = await plane.shares.share_with_team(options.workspace, team, options.role)
+    value = {
+        "workspace_id": share.workspace_id,
+        "email": share.user_email,
+        "team": share.team_name,
+        "role": share.role,
+    }
+    return Answer(value=value, text=f"shared with {share.user_email or share.team_name} ({share.role})")
 
 
 async def unshare_workspace(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
-    await plane.workspaces.unshare(options.workspace, options.email)
+    email, team = _person_or_team(options)
+    if email is not None:
+        await plane.shares.unshare(options.workspace, email)
+    else:
+        await plane.shares.unshare_with_team(options.workspace, team)
     return Answer(
-        value={"workspace": options.workspace, "email": options.email, "role": None},
-        text=f"no longer shared with {options.email}; their live connections are cut",
+        value={"workspace": options.workspace, "email": email, "team": options.team, "role": None},
+        text=f"no longer shared with {email or team}; their live connections are cut",
     )
+
+
+def _person_or_team(options: Namespace) -> tuple[str | None, str]:
+    if (options.email is None) == (options.team is None):
+        raise RunCodeError("usage", "with whom?", resolution="name an EMAIL or a --team")
+    return options.email, options.team or ""
 
 
 async def _until(
@@ -226,44 +302,7 @@ def _overtaken(asked: WorkspaceRecord, found: WorkspaceRecord | None) -> RunCode
     )
 
 
-async def _first_admin(plane: ControlPlane) -> str:
-    for user in await plane.users.list_users():
-        if user.is_admin and user.disabled_at is None:
-            return user.email
-    raise RunCodeError(
-        "not_found", "there is no active admin to act for", resolution="name a user, or `user create EMAIL --admin`"
-    )
-
-
 # ---------------------------------------------------------------- rendering
-
-
-def _user(user: UserRecord) -> dict[str, object]:
-    return {
-        "id": user.id,
-        "email": user.email,
-        "admin": user.is_admin,
-        "created_at": render_time(user.created_at),
-        "disabled_at": render_time(user.disabled_at) or None,
-    }
-
-
-def _token(token: TokenRecord) -> dict[str, object]:
-    return {
-        "id": token.id,
-        "email": token.user_email,
-        "name": token.name,
-        "created_at": render_time(token.created_at),
-        "last_used_at": render_time(token.last_used_at) or None,
-        "expires_at": render_time(token.expires_at) or None,
-        "revoked_at": render_time(token.revoked_at) or None,
-    }
-
-
-def _token_state(token: TokenRecord, now: datetime.datetime) -> str:
-    if token.revoked_at is not None:
-        return "revoked"
-    return "expired" if token.expires_at is not None and token.expires_at <= now else "active"
 
 
 def _workspace(workspace: WorkspaceRecord) -> dict[str, object]:
@@ -275,6 +314,9 @@ def _workspace(workspace: WorkspaceRecord) -> dict[str, object]:
         "runtime": workspace.runtime,
         "state": workspace.state,
         "reason": workspace.reason,
+        "explanation": workspace.explanation,
+        "size": workspace.size,
+        "idle_stop_after_s": workspace.idle_stop_after_s,
         "endpoint": _endpoint(workspace.endpoint),
         "created_at": render_time(workspace.created_at),
     }

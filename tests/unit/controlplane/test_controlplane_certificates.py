@@ -172,9 +172,8 @@ async def test_admission_asks_the_same_queries_whatever_exists(plane: ControlPla
     await mint(plane, key)
     await plane.tokens.close()
     asked: list[str] = []
-    event.listen(
-        plane.store._engine.sync_engine, "before_cursor_execute", lambda _c, _u, statement, *_: asked.append(statement)
-    )
+    engine = plane.store._database.reader.sync_engine
+    event.listen(engine, "before_cursor_execute", lambda _c, _u, statement, *_: asked.append(statement))
     seen = []
     for title in ("box", "none"):
         for fingerprint in (parse_public_key(key).fingerprint, "SHA256:none"):

@@ -126,7 +126,7 @@ async def test_a_follower_that_fell_behind_is_told_to_look_at_everything(plane: 
 async def test_the_feed_is_silent_while_the_database_cannot_be_read_then_asks_for_everything(
     plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runcode.controlplane.store.engine import CommitProbe
+    from runcode.controlplane.store.sqlite_database import CommitProbe
     from runcode.core.errors import RunCodeError
 
     real, failures = CommitProbe.version, [3]

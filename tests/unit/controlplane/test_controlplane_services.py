@@ -66,7 +66,7 @@ async def test_email_is_one_user_in_any_case_and_hostile_ones_are_refused(plane:
 
 
 async def test_password_is_checked_and_never_explained(plane: ControlPlane) -> None:
-    assert (await plane.users.check_password("Ann@example.org", "correct horse battery")).is_admin
+    assert (await plane.users.check_password("Ann@example.org", "correct horse battery")).user.is_admin
     wrong = await refused("unauthorized", plane.users.check_password("ann@example.org", "wrong horse battery"))
     absent = await refused("unauthorized", plane.users.check_password("zoe@example.org", "correct horse battery"))
     # Without a password of his own, not even the decoy's opens Bob's account.
@@ -109,6 +109,20 @@ async def test_a_token_ends_by_revocation_expiry_and_with_its_user(plane: Contro
     await refused(
         "bad_request", plane.tokens.create_token("bob@example.org", "past", bounds=TokenBounds(expires_at=clock.now()))
     )
+
+
+async def test_who_holds_a_token_is_remembered_for_less_than_a_minute(plane: ControlPlane, clock: ManualClock) -> None:
+    token = (await plane.tokens.create_token("bob@example.org", "laptop")).plaintext
+    caller = await plane.tokens.authenticate(token, source="192.0.2.1")
+    assert plane.tokens.recall(token, source="192.0.2.1") == caller
+    recalled = plane.tokens.recall(token, source="192.0.2.2")
+    assert recalled is not None
+    assert (recalled.source, recalled.token_id) == ("192.0.2.2", caller.token_id)
+    clock.advance(seconds=59)
+    assert plane.tokens.recall(token) is not None
+    for seconds in (1, -120):
+        clock.advance(seconds=seconds)
+        assert plane.tokens.recall(token) is None
 
 
 async def test_last_use_is_noted_at_most_once_a_minute(plane: ControlPlane, clock: ManualClock) -> None:

@@ -41,6 +41,7 @@ class FakeLive:
     offer: Offer
     route: Route
     cuts: list[str] = field(default_factory=list)
+    carried: tuple[int, int] = (0, 0)
 
     def cut(self, reason: str) -> None:
         self.cuts.append(reason)

@@ -1,4 +1,4 @@
-"""`runcode login`: sign in with a browser, or with a pasted API token; verify it, keep it."""
+"""`runcode login`: sign in with a browser, here or elsewhere, or with a pasted API token; verify it, keep it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def parse(words: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--no-browser", action="store_true", help="only print the address; you open it")
     parser.add_argument("--paste", action="store_true", help="read a token from a hidden prompt, or from stdin")
-    parser.add_argument("--timeout", type=seconds, metavar="N", default=180.0, help="seconds to wait (180)")
+    parser.add_argument("--device", action="store_true", help="print a code to type in a browser on any other machine")
+    parser.add_argument(
+        "--timeout", type=seconds, metavar="N", help="seconds to wait (180; with --device, as long as the code lives)"
+    )
     parser.add_argument("--web-base", metavar="URL", help="the console's address, where the browser goes")
     _, rest = parser.parse_known_args(words)
     if any(not word.startswith("-") for word in rest):
@@ -44,8 +47,11 @@ def run(options: argparse.Namespace, context: Context) -> int:
         _keep(_read_token(options, settings, context), settings)
         _tell(settings, email, options, context)
         return 0
+    if options.device:
+        return _run_device(options, settings, context)
     from runcode.client import browser_login
 
+    timeout_s = browser_login.DEFAULT_TIMEOUT_S if options.timeout is None else options.timeout
     attempt = browser_login.Attempt(settings)
     try:
         context.output.notice(f"to sign in, open {attempt.url}")
@@ -53,19 +59,39 @@ def run(options: argparse.Namespace, context: Context) -> int:
             context.output.notice(
                 "no browser could be opened here: open that address on this machine, or use `runcode login --paste`"
             )
-        context.output.notice(f"waiting for the browser (up to {options.timeout:.0f} s; Ctrl-C ends it) …")
-        _finish(attempt, settings, options, context)
+        context.output.notice(f"waiting for the browser (up to {timeout_s:.0f} s; Ctrl-C ends it) …")
+        _finish(attempt, timeout_s, settings, options, context)
     finally:
         attempt.close()
     return 0
 
 
-def _finish(attempt: Attempt, settings: Settings, options: argparse.Namespace, context: Context) -> None:
+def _run_device(options: argparse.Namespace, settings: Settings, context: Context) -> int:
+    from runcode.client import device_login
+    from runcode.client.api import Api
+    from runcode.client.browser_login import machine_label
+
+    api = Api(settings.api_base, None, settings.environ)
+    attempt = device_login.start(api, settings, machine_label())
+    context.output.notice(f"to sign in, open {attempt.address} in a browser on any machine")
+    context.output.notice(f"and type this code there: {attempt.user_code}")
+    if attempt.complete_address is not None:
+        context.output.notice(f"or open {attempt.complete_address}, and compare the code")
+    context.output.notice("never give the code to anybody else; waiting (Ctrl-C ends it) …")
+    raw_token, untrusted_email = device_login.wait(api, attempt, options.timeout)
+    _keep(parse_token(raw_token), settings)
+    _tell(settings, untrusted_email, options, context)
+    return 0
+
+
+def _finish(
+    attempt: Attempt, timeout_s: float, settings: Settings, options: argparse.Namespace, context: Context
+) -> None:
     """From the browser's answer to a kept token; the browser is told how it ended."""
     words = "The sign-in failed. Your terminal says why; you can close this page."
     answered = False
     try:
-        answer = attempt.wait(options.timeout)
+        answer = attempt.wait(timeout_s)
         answered = True
         raw_token, untrusted_email = attempt.redeem(answer)
         _keep(parse_token(raw_token), settings)

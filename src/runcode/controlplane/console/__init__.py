@@ -1,1 +1,1 @@
-"""Server-rendered pages. Grows with issue 6."""
+"""The console's looks: templates, wording and static files. Pure; who may see what is decided in `services`."""

@@ -3,21 +3,61 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
 
-from runcode.controlplane.routes.rendering import render_bundle, render_workspace
-from runcode.controlplane.routes.request_io import Authenticated, Plane, parse_id, read_json_object
+from runcode.controlplane.routes.rendering import render_bundle, render_quota, render_workspace
+from runcode.controlplane.routes.request_io import (
+    Authenticated,
+    Plane,
+    parse_id,
+    plane_of,
+    read_json_object,
+    recall,
+)
+from runcode.controlplane.routes.shapes import (
+    WORKSPACE_ID,
+    Done,
+    ErrorAnswer,
+    Me,
+    Minted,
+    MintRequest,
+    PowerDone,
+    PowerRequest,
+    WorkspaceList,
+    answers,
+    path_id,
+    query_parameter,
+)
+from runcode.controlplane.states import SCOPE_READ, SCOPES
 from runcode.core import wire
 from runcode.core.errors import RunCodeError
 
 router = APIRouter(prefix=wire.API_PREFIX)
 
+_CATEGORY = query_parameter(
+    "category", {"type": "string", "enum": ["active", "shared"]}, "`active` are the caller's own. Default: `active`."
+)
+_POWER_ID = query_parameter("workspace_id", WORKSPACE_ID, "Which one; a POST may say it in its body instead.")
+_POWER = answers(PowerDone | ErrorAnswer, 404, takes=PowerRequest, takes_optional=True, query=[_POWER_ID])
 
-@router.get("/me")
-async def me(caller: Authenticated) -> dict[str, object]:
-    return {"error": False, "email": caller.email, "is_admin": caller.is_admin}
+
+@router.get("/me", **answers(Me))
+async def me(plane: Plane, caller: Authenticated) -> dict[str, object]:
+    """Whose token this is, what it may do, and how much its person has and may have."""
+    quota = None
+    if SCOPE_READ in caller.scopes:
+        quota = render_quota(await plane.quotas.load_quota(caller.email, caller=caller))
+    return {
+        "error": False,
+        "email": caller.email,
+        "is_admin": caller.is_admin,
+        "scopes": [scope for scope in SCOPES if scope in caller.scopes],
+        "workspace_ids": None if caller.workspace_ids is None else sorted(caller.workspace_ids),
+        "quota": quota,
+    }
 
 
-@router.post("/auth/revoke")
+@router.post("/auth/revoke", **answers(Done))
 async def revoke_own_token(plane: Plane, caller: Authenticated) -> dict[str, object]:
     """`logout --revoke`: the very token that carries the call, so that nothing has to name it."""
     assert caller.token_id is not None
@@ -25,8 +65,9 @@ async def revoke_own_token(plane: Plane, caller: Authenticated) -> dict[str, obj
     return {"error": False}
 
 
-@router.get("/workspaces")
+@router.get("/workspaces", **answers(WorkspaceList, query=[_CATEGORY]))
 async def list_workspaces(request: Request, plane: Plane, caller: Authenticated) -> dict[str, object]:
+    """The workspaces of one category: the caller's own, or those that others share with the caller."""
     categories = request.query_params.getlist("category") or ["active"]
     if categories == ["active"]:
         found = await plane.workspaces.list_owned(caller)
@@ -39,8 +80,10 @@ async def list_workspaces(request: Request, plane: Plane, caller: Authenticated)
 
 # The clients in the field send GET. That is safe here because a token header is
 # the only way in: no page can make a browser send one.
-@router.api_route("/workspace/start", methods=["GET", "POST"])
+@router.get("/workspace/start", **_POWER)
+@router.post("/workspace/start", **_POWER)
 async def start_workspace(request: Request, plane: Plane, caller: Authenticated) -> dict[str, object]:
+    """Boot a workspace. Idempotent; a refusal answers 200 with `error: true`."""
     workspace_id = await _read_workspace_id(request)
     try:
         workspace = await plane.workspaces.request_start(workspace_id, caller=caller)
@@ -49,8 +92,10 @@ async def start_workspace(request: Request, plane: Plane, caller: Authenticated)
     return {"error": False, "data": {"workspace": render_workspace(workspace)}}
 
 
-@router.api_route("/workspace/stop", methods=["GET", "POST"])
+@router.get("/workspace/stop", **_POWER)
+@router.post("/workspace/stop", **_POWER)
 async def stop_workspace(request: Request, plane: Plane, caller: Authenticated) -> dict[str, object]:
+    """Power a workspace down; its storage stays. Idempotent; a refusal answers 200 with `error: true`."""
     workspace_id = await _read_workspace_id(request)
     try:
         workspace = await plane.workspaces.request_stop(workspace_id, caller=caller)
@@ -59,18 +104,25 @@ async def stop_workspace(request: Request, plane: Plane, caller: Authenticated) 
     return {"error": False, "data": {"workspace": render_workspace(workspace)}}
 
 
-@router.post("/workspace/{raw_id}/ssh-session")
-async def mint_session(raw_id: str, request: Request, plane: Plane, caller: Authenticated) -> dict[str, object]:
-    workspace_id = parse_id(raw_id)
+@router.post(
+    "/workspace/{raw_id}/ssh-session", **answers(Minted, 404, 409, takes=MintRequest, path=[path_id("raw_id")])
+)
+async def mint_session(request: Request) -> Response:
+    """Mint a session: register a public key for one running workspace, for a while."""
+    # Neither arguments nor answer pass through FastAPI: that would cost a third of all the rest. Minting looks at the
+    # token again, in its transaction.
+    caller = await recall(request)
+    workspace_id = parse_id(request.path_params["raw_id"])
     body = await read_json_object(request)
-    grant = await plane.sessions.register_session(
+    grant = await plane_of(request).sessions.register_session(
         caller,
         workspace_id,
         raw_public_key=body.get("public_key"),
         raw_ttl=body.get("ttl"),
         raw_client=body.get("client"),
     )
-    return {"error": False, "bundle": render_bundle(grant)}
+    plane_of(request).metrics.count_mint()
+    return JSONResponse({"error": False, "bundle": render_bundle(grant)})
 
 
 async def _read_workspace_id(request: Request) -> int:

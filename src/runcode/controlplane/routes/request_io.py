@@ -8,11 +8,13 @@ JSON that is not what its reader thinks.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
 from runcode.controlplane.plane import ControlPlane
+from runcode.controlplane.rate_limits import RateLimits
 from runcode.controlplane.records import Caller
 from runcode.core.errors import RunCodeError
 
@@ -27,10 +29,36 @@ def plane_of(request: Request) -> ControlPlane:
 
 async def authenticate(request: Request) -> Caller:
     """The caller by `Authorization: Token …`, and by nothing else: never a cookie, never the URL."""
+    caller = await plane_of(request).tokens.authenticate(_read_token(request), source=source_of(request))
+    note_caller(request, caller)
+    return caller
+
+
+async def recall(request: Request) -> Caller:
+    """As `authenticate`, but the token may have been revoked within the last minute: see `Tokens.recall`."""
+    token = _read_token(request)
+    found = None if token is None else plane_of(request).tokens.recall(token, source=source_of(request))
+    if found is None:
+        return await authenticate(request)
+    note_caller(request, found)
+    return found
+
+
+def _read_token(request: Request) -> str | None:
     headers = request.headers.getlist("authorization")
     scheme, _, token = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
-    raw_token = token.strip() if scheme.lower() == "token" else None
-    return await plane_of(request).tokens.authenticate(raw_token, source=source_of(request))
+    return token.strip() if scheme.lower() == "token" else None
+
+
+def note_caller(request: Request, caller: Caller) -> None:
+    """Whoever has proved who they are: for the line in the log, and the rate of this token or browser.
+
+    Raises `rate_limited`.
+    """
+    request.state.caller = caller
+    limits: RateLimits | None = request.app.state.limits
+    if limits is not None:
+        limits.require_caller(("web", caller.web_session_id) if caller.token_id is None else caller.token_id)
 
 
 def source_of(request: Request) -> str:
@@ -38,12 +66,17 @@ def source_of(request: Request) -> str:
     return request.client.host[:64] if request.client is not None else ""
 
 
-Plane = Annotated[ControlPlane, Depends(plane_of)]
+async def _depend_on_plane(request: Request) -> ControlPlane:
+    """A dependency that is no coroutine costs a thread's turn, 0.1 ms."""
+    return plane_of(request)
+
+
+Plane = Annotated[ControlPlane, Depends(_depend_on_plane)]
 Authenticated = Annotated[Caller, Depends(authenticate)]
 
 
 def parse_id(raw_id: object) -> int:
-    """A workspace id as decimal digits, or a JSON integer."""
+    """An id as decimal digits, or a JSON integer."""
     if type(raw_id) is int and 0 < raw_id < 10**_ID_DIGITS_MAX:
         return raw_id
     if isinstance(raw_id, str) and raw_id.isascii() and raw_id.isdigit() and len(raw_id) <= _ID_DIGITS_MAX:
@@ -60,6 +93,37 @@ async def read_json_object(request: Request) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RunCodeError("bad_request", "the body is not a JSON object")
     return value
+
+
+async def read_known_keys(
+    request: Request, known: Collection[str], *, required: Collection[str] = ()
+) -> dict[str, Any]:
+    """As `read_json_object`, and every key is one of `known`: a misspelt one must not be passed over."""
+    body = await read_json_object(request)
+    if not set(body) <= set(known) or not set(body) >= set(required):
+        keys = ", ".join(f"`{key}`" + ("" if key in required else " (optional)") for key in known)
+        raise RunCodeError("bad_request", "the body has not the keys of this call", resolution=f"send: {keys}")
+    return body
+
+
+def parse_text(raw_value: object, name: str, *, limit: int = 1024) -> str:
+    if isinstance(raw_value, str) and len(raw_value) <= limit:
+        return raw_value
+    raise RunCodeError("bad_request", f"{name} is not a text that can be used")
+
+
+def parse_flag(raw_value: object, name: str) -> bool:
+    if isinstance(raw_value, bool):
+        return raw_value
+    raise RunCodeError("bad_request", f"{name} is neither true nor false")
+
+
+def find_query(request: Request, name: str) -> str | None:
+    """A parameter of the query that stands once; None when it is absent."""
+    given = request.query_params.getlist(name)
+    if len(given) > 1:
+        raise RunCodeError("bad_request", f"{name} must be given once")
+    return given[0] if given else None
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

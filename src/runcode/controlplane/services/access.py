@@ -11,15 +11,17 @@ after the same one query. What a scope does not cover raises `forbidden`.
 
 from __future__ import annotations
 
-from typing import Final
+import datetime
+from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Select, and_, case, func, or_, select
+from sqlalchemy import ColumnElement, Select, Subquery, and_, case, func, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute as _Column
 
 from runcode.controlplane.records import Caller, WorkspaceRecord
-from runcode.controlplane.states import ROLE_MANAGE, ROLE_OWNER, ROLE_USE
-from runcode.controlplane.store.models import ShareRow, TeamMemberRow, TeamShareRow, UserRow, WorkspaceRow
+from runcode.controlplane.services.withdrawals import revoke_sessions
+from runcode.controlplane.states import ROLE_MANAGE, ROLE_OWNER, ROLE_USE, SCOPE_MANAGE
+from runcode.controlplane.store.models import SessionRow, ShareRow, TeamMemberRow, TeamShareRow, UserRow, WorkspaceRow
 from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import Endpoint, TcpEndpoint, UnixEndpoint
 
@@ -35,6 +37,24 @@ def require_scope(caller: Caller | None, scope: str) -> None:
             f"this API token does not cover `{scope}`",
             resolution="sign in again with `runcode login`, or make a token that covers it",
         )
+
+
+def require_whole_account(caller: Caller | None) -> None:
+    """Raises `forbidden` for a token that is kept to some workspaces: what lies beside them is not its business."""
+    if caller is not None and caller.workspace_ids is not None:
+        raise RunCodeError(
+            "forbidden",
+            "this API token is for some workspaces only",
+            resolution="sign in again with `runcode login`, or make a token that covers your whole account",
+        )
+
+
+def require_admin(caller: Caller | None, scope: str) -> None:
+    """Raises `forbidden` unless the caller administers this server, with a token that covers `scope` and all."""
+    if caller is not None and not caller.is_admin:
+        raise RunCodeError("forbidden", "only an admin of this server may do that", resolution="ask one of them")
+    require_scope(caller, scope)
+    require_whole_account(caller)
 
 
 def select_for_user(user_id: int) -> Select[WorkspaceRow, str, int | None]:
@@ -81,13 +101,24 @@ def is_entitled(user_id: _Column[int], workspace_id: _Column[int]) -> ColumnElem
     return or_(WorkspaceRow.owner_id == user_id, direct.exists(), by_team.exists())
 
 
+def is_member(team_id: _Column[int], user_id: int) -> ColumnElement[bool]:
+    """Whether this user is in the team, for a query that has the team's id among its columns."""
+    return (
+        select(TeamMemberRow.user_id).where(TeamMemberRow.team_id == team_id, TeamMemberRow.user_id == user_id).exists()
+    )
+
+
 def within_token(caller: Caller) -> ColumnElement[bool] | None:
     """The condition that keeps a list within the caller's token; None when the token names no workspaces."""
     return None if caller.workspace_ids is None else WorkspaceRow.id.in_(caller.workspace_ids)
 
 
 def role_of(row: WorkspaceRow, user_id: int, rank: int | None) -> str | None:
-    return ROLE_OWNER if row.owner_id == user_id else _RANKS.get(rank or 0)
+    return find_role(row.owner_id, user_id, rank)
+
+
+def find_role(owner_id: int, user_id: int, rank: int | None) -> str | None:
+    return ROLE_OWNER if owner_id == user_id else _RANKS.get(rank or 0)
 
 
 async def load_visible(
@@ -101,7 +132,74 @@ async def load_visible(
         if role is not None:
             require_scope(caller, scope)
             return row, as_record(row, owner_email, role)
-    raise RunCodeError("not_found", f"there is no workspace {workspace_id} that you may use")
+    raise refuse_unseen(workspace_id)
+
+
+def refuse_unseen(workspace_id: int) -> RunCodeError:
+    return RunCodeError("not_found", f"there is no workspace {workspace_id} that you may use")
+
+
+def select_wanted(wanted: Subquery) -> Select[Any]:
+    """For each row of `wanted` (`n`, `user_id`, `workspace_id`) what `load_visible` asks for one.
+
+    Columns: `n`; then owner's id, rank by shares, title, what `states.show_state` needs, and the reason, all None
+    when no such workspace lives.
+    """
+    direct = (
+        select(func.max(_rank(ShareRow.role)))
+        .where(ShareRow.workspace_id == WorkspaceRow.id, ShareRow.user_id == wanted.c.user_id)
+        .correlate(WorkspaceRow, wanted)
+        .scalar_subquery()
+    )
+    by_team = (
+        select(func.max(_rank(TeamShareRow.role)))
+        .join(TeamMemberRow, TeamMemberRow.team_id == TeamShareRow.team_id)
+        .where(TeamShareRow.workspace_id == WorkspaceRow.id, TeamMemberRow.user_id == wanted.c.user_id)
+        .correlate(WorkspaceRow, wanted)
+        .scalar_subquery()
+    )
+    strongest = case((func.coalesce(by_team, 0) > func.coalesce(direct, 0), by_team), else_=direct)
+    return (
+        select(
+            wanted.c.n,
+            WorkspaceRow.owner_id,
+            # Whoever owns it needs no share, and most people own what they use.
+            case((WorkspaceRow.owner_id == wanted.c.user_id, None), else_=strongest),
+            WorkspaceRow.title,
+            WorkspaceRow.desired_state,
+            WorkspaceRow.observed_state,
+            WorkspaceRow.activity,
+            WorkspaceRow.failures,
+            WorkspaceRow.reason,
+        )
+        .select_from(wanted)
+        .outerjoin(WorkspaceRow, and_(WorkspaceRow.id == wanted.c.workspace_id, WorkspaceRow.deleted_at.is_(None)))
+    )
+
+
+async def load_owned(
+    session: AsyncSession, workspace_id: int, caller: Caller, scope: str = SCOPE_MANAGE
+) -> tuple[WorkspaceRow, WorkspaceRecord]:
+    """As `load_visible`, for what only the owner may do: `forbidden` to those with whom it is shared."""
+    row, record = await load_visible(session, workspace_id, caller, scope)
+    if record.role != ROLE_OWNER:
+        raise RunCodeError(
+            "forbidden", f"only the owner of {row.title} may do that", resolution=f"ask {record.owner_email}"
+        )
+    return row, record
+
+
+async def revoke_unentitled(session: AsyncSession, now: datetime.datetime, *which: ColumnElement[bool]) -> None:
+    """End those of `which` sessions whose person may no longer use the workspace, by whatever other way there was.
+
+    The shares and places in teams that went must have been flushed.
+    """
+    lost = (
+        select(SessionRow.id)
+        .join(WorkspaceRow, WorkspaceRow.id == SessionRow.workspace_id)
+        .where(*which, ~is_entitled(SessionRow.user_id, SessionRow.workspace_id))
+    )
+    await revoke_sessions(session, now, SessionRow.id.in_(lost))
 
 
 async def load_named(session: AsyncSession, reference: int | str) -> tuple[WorkspaceRow, WorkspaceRecord]:
@@ -142,6 +240,9 @@ def as_record(row: WorkspaceRow, owner_email: str, role: str | None) -> Workspac
         size=row.size,
         idle_stop_after_s=row.idle_stop_after_s,
         active_at=row.active_at,
+        box_size=row.box_size,
+        stop_cause=row.stop_cause,
+        stop_note=row.stop_note,
     )
 
 

@@ -20,7 +20,7 @@ from typing import Final
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from runcode.controlplane.records import Caller
-from runcode.controlplane.store.models import EventRow
+from runcode.controlplane.services import audit_chain
 
 SIGNED_IN: Final = "signed_in"
 SIGN_IN_REFUSED: Final = "sign_in_refused"
@@ -103,8 +103,9 @@ async def note(
         by: Detail = {"by": OPERATOR}
     else:
         by = {"by": caller.email, "token": caller.token_id, "source": caller.source}
-    session.add(
-        EventRow(
+    audit_chain.add(
+        session,
+        audit_chain.make_values(
             gateway=CONTROL_PLANE,
             subject_id=secrets.token_hex(16),
             phase=NOTE,
@@ -115,5 +116,5 @@ async def note(
             session_id=session_id,
             user_id=user_id if user_id is not None or caller is None else caller.user_id,
             detail={**{key: value for key, value in by.items() if value not in (None, "")}, **(detail or {})},
-        )
+        ),
     )

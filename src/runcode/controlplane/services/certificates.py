@@ -25,8 +25,9 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.serialization import ssh
 
 from runcode.controlplane.clock import Clock
@@ -75,6 +76,12 @@ class CertificateAuthority:
                 f"the key {path} cannot be read or made: {error.strerror}",
                 resolution="check the folder's permissions and the disk's free space",
             ) from error
+
+    def derive_key(self, purpose: str) -> bytes:
+        """32 bytes for one purpose, the same in every process that holds this key, which they tell nothing of."""
+        return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=f"runcode {purpose}".encode()).derive(
+            self._key.private_bytes_raw()
+        )
 
     def sign_user_certificate(
         self, public_key: str, *, principal: str, key_id: str, serial: int, now: datetime.datetime

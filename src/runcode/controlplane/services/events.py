@@ -6,9 +6,10 @@ Owns: the events table's rows and what they mean together. Written by gateways
 
 Threat: a gateway that delivers twice, late or nonsense; texts that a client or a
 box chose; a server that was killed while connections were open.
-Guarantee: a subject (a connection, a command, a forward) has at most one start and
-one end, whatever is delivered again; what a batch says is kept whole or not at all;
-ids, kinds and sizes are accepted by allowlist; what a gateway that restarted had left
+Guarantee: secrets in commands are masked before anything is kept (`masking`). A
+subject (a connection, a command, a forward) has at most one start and one end,
+whatever is delivered again; what a batch says is kept whole or not at all; ids,
+kinds and sizes are accepted by allowlist; what a gateway that restarted had left
 open is ended, with the reason said.
 """
 
@@ -26,15 +27,19 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from runcode.controlplane.clock import Clock
+from runcode.controlplane.masking import Pattern, mask_detail
 from runcode.controlplane.records import ActivityRecord
-from runcode.controlplane.services import access
+from runcode.controlplane.services import access, audit_chain
+from runcode.controlplane.services.idle import write_use
 from runcode.controlplane.store.engine import Store
-from runcode.controlplane.store.models import EventRow, UserRow, WorkspaceRow
+from runcode.controlplane.store.models import EventRow, SessionRow, TokenRow, UserRow, WorkspaceRow
 from runcode.core.errors import RunCodeError
 
 CONNECTION: Final = "connection"
 START: Final = "start"
 END: Final = "end"
+# A workspace is in use: not kept as an event, but as the workspace's own last time (see `idle`).
+USED: Final = "used"
 _KINDS: Final = frozenset((CONNECTION, "command", "forward", "dropped"))
 _PHASES: Final = frozenset((START, END, "note"))
 _SUBJECT = re.compile(r"[0-9a-f]{32}", re.ASCII)
@@ -44,7 +49,7 @@ _BATCH_MAX = 1000
 _CHUNK = 500
 ACTIVITY_MAX = 10_000
 # What an end repeats of its start; a command's text stands in its start only.
-_LASTING = ("workspace", "client", "source", "form", "target", "opened_by")
+_LASTING = ("workspace", "client", "source", "token_id", "token", "form", "target", "opened_by")
 
 
 @dataclass(frozen=True)
@@ -64,21 +69,30 @@ class NewEvent:
 
 
 class Events:
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, patterns: Sequence[Pattern] = ()) -> None:
+        """`patterns` are the operator's own of what is a secret, see `masking`."""
         self._store = store
         self._clock = clock
+        self._patterns = tuple(patterns)
 
     async def record(self, gateway: str, events: Sequence[NewEvent]) -> None:
         """Keep a batch, in order; what is known already is left as it is. Raises `bad_request` for nonsense."""
         _check_batch(gateway, events)
         async with self._store.write() as session:
+            used = {event.workspace_id: event.at for event in events if event.kind == USED and event.workspace_id}
+            await write_use(session, used, self._clock.now())
+            events = [event for event in events if event.kind != USED]
             known = await _load_known(session, [event.subject_id for event in events])
+            tokens = await _load_tokens(session, events)
             now = self._clock.now()
             for event in events:
                 if (event.subject_id, event.phase) in known:
                     continue
                 known.add((event.subject_id, event.phase))
-                session.add(_as_row(gateway, event, now))
+                detail = mask_detail(event.kind, event.detail, self._patterns)
+                if event.kind == CONNECTION and event.session_id in tokens:
+                    detail["token_id"], detail["token"] = tokens[event.session_id]
+                audit_chain.add(session, _as_values(gateway, event, now, detail))
 
     async def end_missing(self, gateway: str, live: Collection[str], reason: str) -> int:
         """End everything that `gateway` started, save the `live` subjects; returns how many that were. Idempotent.
@@ -208,8 +222,27 @@ def _end_of(row: EventRow, now: datetime.datetime, reason: str) -> NewEvent:
     )
 
 
-def _as_row(gateway: str, event: NewEvent, now: datetime.datetime) -> EventRow:
-    return EventRow(
+async def _load_tokens(session: AsyncSession, events: Sequence[NewEvent]) -> dict[int | None, tuple[int, str]]:
+    """(id, name) of the API token behind each connection's session: the session is forgotten sooner than the event."""
+    ids = {event.session_id for event in events if event.kind == CONNECTION and event.session_id is not None}
+    if not ids:
+        return {}
+    found: dict[int | None, tuple[int, str]] = {}
+    wanted = list(ids)
+    for at in range(0, len(wanted), _CHUNK):
+        query = (
+            select(SessionRow.id, TokenRow.id, TokenRow.name)
+            .join(TokenRow, TokenRow.id == SessionRow.token_id)
+            .where(SessionRow.id.in_(wanted[at : at + _CHUNK]))
+        )
+        found |= {number: (token_id, name) for number, token_id, name in (await session.execute(query)).all()}
+    return found
+
+
+def _as_values(
+    gateway: str, event: NewEvent, now: datetime.datetime, detail: dict[str, str | int | None]
+) -> audit_chain.Values:
+    return audit_chain.make_values(
         gateway=gateway,
         subject_id=event.subject_id,
         phase=event.phase,
@@ -221,7 +254,7 @@ def _as_row(gateway: str, event: NewEvent, now: datetime.datetime) -> EventRow:
         workspace_id=event.workspace_id,
         session_id=event.session_id,
         user_id=event.user_id,
-        detail=dict(event.detail),
+        detail=detail,
     )
 
 
@@ -231,7 +264,7 @@ def _check_batch(gateway: str, events: Sequence[NewEvent]) -> None:
     for event in events:
         ids = [event.subject_id] if event.connection_id is None else [event.subject_id, event.connection_id]
         if (
-            event.kind not in _KINDS
+            (event.kind not in _KINDS and event.kind != USED)
             or event.phase not in _PHASES
             or not all(_SUBJECT.fullmatch(text) for text in ids)
             or not all(_is_plain(key, value) for key, value in event.detail.items())

@@ -7,6 +7,7 @@ label is somebody trying something.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 
 from runcode.core import hostkeys
 from runcode.core.errors import RunCodeError, UnsafeInput
@@ -16,12 +17,22 @@ from runcode.core.names import CLIENT_NAME_MAX
 EMAIL_MAX = 254
 NAME_MAX = 64
 CUSTOM_TITLE_MAX = 120
+IDLE_MIN_S = 60
+IDLE_MAX_S = 30 * 24 * 3600
+LIMIT_MAX = 1_000_000
 PASSWORD_MIN = 10
 PASSWORD_MAX = 1024
 # No key that we accept is longer; the comment is not kept.
 _PUBLIC_KEY_LINE_MAX = 8192
 _EMAIL = re.compile(r"[a-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}@[a-z0-9](?:[a-z0-9.-]{0,187}[a-z0-9])?", re.ASCII)
 _RUNTIME = re.compile(r"[a-z][a-z0-9-]{0,39}", re.ASCII)
+
+
+class _Unset:
+    """An argument that was not given, where None means something."""
+
+
+UNSET = _Unset()
 
 
 def parse_email(raw_email: str) -> str:
@@ -94,3 +105,38 @@ def parse_runtime_name(raw_name: str) -> str:
     if _RUNTIME.fullmatch(raw_name) is None:
         raise RunCodeError("bad_request", "that is not the name of a runtime", resolution="use for example `local`")
     return raw_name
+
+
+def parse_idle_stop(raw_idle: object) -> int | None:
+    """Seconds without use after which a workspace is stopped; 0 is never, None the server's default."""
+    if raw_idle is None or (type(raw_idle) is int and (raw_idle == 0 or IDLE_MIN_S <= raw_idle <= IDLE_MAX_S)):
+        return raw_idle
+    raise RunCodeError(
+        "bad_request",
+        "that idle time cannot be used",
+        resolution=f"use {IDLE_MIN_S} to {IDLE_MAX_S} seconds, 0 for never, or none for the server's default",
+    )
+
+
+def parse_limit(raw_limit: object, *, what: str) -> int | None:
+    """How many of something a person may have; None: as many as the server's default says."""
+    if raw_limit is None or (type(raw_limit) is int and 0 <= raw_limit <= LIMIT_MAX):
+        return raw_limit
+    raise RunCodeError(
+        "bad_request", f"{what} is not a number that can be used", resolution=f"use 0 to {LIMIT_MAX}, or none"
+    )
+
+
+def parse_size(raw_size: object, offered: Collection[str]) -> str:
+    """One of the sizes that this server offers."""
+    if isinstance(raw_size, str) and raw_size in offered:
+        return raw_size
+    raise RunCodeError(
+        "bad_request", "there is no such size here", resolution=f"use one of: {', '.join(sorted(offered))}"
+    )
+
+
+def parse_role(raw_role: object, roles: Collection[str], *, what: str) -> str:
+    if isinstance(raw_role, str) and raw_role in roles:
+        return raw_role
+    raise RunCodeError("bad_request", f"that is not a {what}", resolution=f"use {' or '.join(f'`{r}`' for r in roles)}")

@@ -20,17 +20,17 @@ import datetime
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, and_, delete, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, case, delete, or_, select, true, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from runcode.controlplane import changes
 from runcode.controlplane.clock import Clock
 from runcode.controlplane.services.access import find_endpoint
-from runcode.controlplane.states import RUNNING, STOPPED
+from runcode.controlplane.states import RUNNING, STARTING, STOPPED
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import HostKeyRow, WorkspaceRow
 from runcode.core.errors import RunCodeError
-from runcode.runtimes.base import Checkpoint, Endpoint, TcpEndpoint, UnixEndpoint
+from runcode.runtimes.base import STANDARD_SIZE, Checkpoint, Endpoint, TcpEndpoint, UnixEndpoint
 
 REASON_MAX = 500
 
@@ -51,6 +51,40 @@ class Work:
     failures: int
     retry_at: datetime.datetime | None
     checkpoints: tuple[dict[str, Any], ...]
+    size: str = STANDARD_SIZE
+    place: str | None = None
+
+
+@dataclass(frozen=True)
+class Station:
+    """Which workspaces one reconciler may touch. `alone`: no other one can be on this database, so all of them.
+
+    Else: those that live at its `place` (its machine's data folder), those of `roaming`
+    runtimes, whose boxes every server reaches, and those that live nowhere yet and
+    that one of its `runtimes` could start.
+    """
+
+    place: str
+    runtimes: frozenset[str] = frozenset()
+    roaming: frozenset[str] = frozenset()
+    alone: bool = False
+
+    def holds(self, work: Work) -> bool:
+        """Does its box end with this server? Others' and roaming ones do not."""
+        return self.alone or (work.place == self.place and work.runtime not in self.roaming)
+
+    @property
+    def condition(self) -> ColumnElement[bool]:
+        if self.alone:
+            return true()
+        return or_(
+            WorkspaceRow.place == self.place,
+            WorkspaceRow.runtime.in_(self.roaming),
+            and_(WorkspaceRow.place.is_(None), WorkspaceRow.runtime.in_(self.runtimes)),
+        )
+
+
+ALONE = Station("here", alone=True)
 
 
 @dataclass(frozen=True)
@@ -80,14 +114,15 @@ class LeaseLost(Exception):
 
 
 class Lifecycle:
-    def __init__(self, store: Store, clock: Clock, *, lease: datetime.timedelta) -> None:
+    def __init__(self, store: Store, clock: Clock, *, lease: datetime.timedelta, station: Station = ALONE) -> None:
         self._store = store
         self._clock = clock
         self._lease = lease
+        self._station = station
 
     async def list_live(self) -> list[Work]:
         async with self._store.read() as session:
-            rows = await session.scalars(_live().order_by(WorkspaceRow.id))
+            rows = await session.scalars(self._mine().order_by(WorkspaceRow.id))
             return [_as_work(row) for row in rows]
 
     async def list_active(self) -> list[Work]:
@@ -99,24 +134,29 @@ class Lifecycle:
             WorkspaceRow.failures > 0,
         )
         async with self._store.read() as session:
-            rows = await session.scalars(_live().where(moving).order_by(WorkspaceRow.id))
+            rows = await session.scalars(self._mine().where(moving).order_by(WorkspaceRow.id))
             return [_as_work(row) for row in rows]
 
     async def find_work(self, workspace_id: int) -> Work | None:
         async with self._store.read() as session:
-            row = await session.scalar(_live().where(WorkspaceRow.id == workspace_id))
+            row = await session.scalar(self._mine().where(WorkspaceRow.id == workspace_id))
         return None if row is None else _as_work(row)
 
-    async def release_all(self, owner_prefix: str | None = None) -> None:
-        """Void every lease (or one reconciler's): its holder is known to be gone. What it did is unfinished."""
+    async def release_all(self, owner: str | None = None) -> None:
+        """Void the leases of earlier reconcilers here (or of `owner`): they are known to be gone, half-way or not."""
         which: ColumnElement[bool] = WorkspaceRow.lease_owner.is_not(None)
-        if owner_prefix is not None:
-            which = WorkspaceRow.lease_owner == owner_prefix
+        if owner is not None:
+            which = WorkspaceRow.lease_owner == owner
+        elif not self._station.alone:
+            which = WorkspaceRow.lease_owner.startswith(f"{self._station.place}/", autoescape=True)
         async with self._store.write() as session:
             await session.execute(update(WorkspaceRow).where(which).values(lease_owner=None, lease_expires_at=None))
 
-    async def claim(self, workspace_id: int, owner: str, activity: str | None) -> Claim | None:
-        """Take the lease and say what is being done, or None while another holds it."""
+    async def claim(self, workspace_id: int, owner: str, activity: str | None, *, settle: bool = False) -> Claim | None:
+        """Take the lease and say what is being done, or None while another holds it, or the workspace is another's.
+
+        `settle`: its storage is (or is about to be) on this machine, so from now on it lives here.
+        """
         now = self._clock.now()
         free = or_(
             WorkspaceRow.lease_owner.is_(None),
@@ -125,14 +165,22 @@ class Lifecycle:
             # Twice: the clocks of two machines need not agree to the second.
             WorkspaceRow.lease_expires_at > now + 2 * self._lease,
         )
+        values = {"lease_owner": owner, "lease_expires_at": now + self._lease, "activity": activity}
+        if settle:
+            roams = WorkspaceRow.runtime.in_(self._station.roaming)
+            values["place"] = case((roams, WorkspaceRow.place), else_=self._station.place)
         async with self._store.write() as session:
             won = await session.scalar(
                 update(WorkspaceRow)
-                .where(WorkspaceRow.id == workspace_id, WorkspaceRow.deleted_at.is_(None), free)
-                .values(lease_owner=owner, lease_expires_at=now + self._lease, activity=activity)
+                .where(
+                    WorkspaceRow.id == workspace_id, WorkspaceRow.deleted_at.is_(None), free, self._station.condition
+                )
+                .values(**values)
                 .returning(WorkspaceRow.id)
             )
             row = await session.get(WorkspaceRow, workspace_id)
+            if won is not None and row is not None and activity == STARTING:
+                row.box_size = row.size
             key = await session.get(HostKeyRow, workspace_id)
             if won is None or row is None or key is None:
                 return None
@@ -173,6 +221,9 @@ class Lifecycle:
                 row.deleted_at = now
                 await session.execute(delete(HostKeyRow).where(HostKeyRow.workspace_id == workspace_id))
 
+    def _mine(self) -> Select[WorkspaceRow]:
+        return select(WorkspaceRow).where(WorkspaceRow.deleted_at.is_(None), self._station.condition)
+
     async def _load_leased(self, session: AsyncSession, workspace_id: int, owner: str) -> WorkspaceRow:
         row = await session.scalar(
             select(WorkspaceRow).where(and_(WorkspaceRow.id == workspace_id, WorkspaceRow.lease_owner == owner))
@@ -193,10 +244,6 @@ def explain_failure(error: BaseException) -> str:
     return "the runtime failed in an unexpected way: see the server's log"
 
 
-def _live() -> Select[WorkspaceRow]:
-    return select(WorkspaceRow).where(WorkspaceRow.deleted_at.is_(None))
-
-
 def _split_endpoint(endpoint: Endpoint | None) -> tuple[str | None, str | None, int | None]:
     if isinstance(endpoint, UnixEndpoint):
         return endpoint.socket_path, None, None
@@ -210,6 +257,7 @@ def _as_work(row: WorkspaceRow) -> Work:
         workspace_id=row.id,
         title=row.title,
         runtime=row.runtime,
+        size=row.size,
         desired=row.desired_state,
         observed=row.observed_state,
         observed_at=row.observed_at,
@@ -219,4 +267,5 @@ def _as_work(row: WorkspaceRow) -> Work:
         failures=row.failures,
         retry_at=row.retry_at,
         checkpoints=tuple(row.checkpoints),
+        place=row.place,
     )

@@ -84,14 +84,14 @@ def parse_login_request(pairs: Iterable[tuple[str, str]]) -> LoginRequest:
         port=int(port),
         state=state,
         challenge=challenge,
-        client=_find_label(given.get("client", "")),
-        machine=_find_label(given.get("machine", "")),
+        client=find_label(given.get("client", "")),
+        machine=find_label(given.get("machine", "")),
     )
 
 
-def _find_label(text: str) -> str:
+def find_label(text: object) -> str:
     """Only shown, never used: what is not a plain name is left out rather than refused."""
-    return text if _LABEL.fullmatch(text) is not None else ""
+    return text if isinstance(text, str) and _LABEL.fullmatch(text) is not None else ""
 
 
 def _refuse(why: str) -> RunCodeError:

@@ -13,24 +13,28 @@ makes a new one. No session outlives its token's expiry.
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from runcode.controlplane import changes
 from runcode.controlplane.clock import Clock
 from runcode.controlplane.records import Caller, SessionGrant, SessionRecord, SshEndpoint
 from runcode.controlplane.services import access, audit, inputs
+from runcode.controlplane.services.gathering import Gathering
+from runcode.controlplane.services.mints import Mint, mint_all
 from runcode.controlplane.services.users import load_user
 from runcode.controlplane.services.withdrawals import revoke_sessions
-from runcode.controlplane.states import SCOPE_CONNECT
 from runcode.controlplane.store.engine import Store
-from runcode.controlplane.store.models import SessionRow, TokenRow, UserRow, WorkspaceRow
+from runcode.controlplane.store.models import SessionRow, UserRow, WorkspaceRow
 from runcode.core import hostkeys, names, wire
 from runcode.core.errors import RunCodeError
+
+# A round's transaction keeps every other writer out; a hundred mints take some milliseconds.
+_ROUND_MAX = 100
+_WAITING_MAX = 2000
+_PAUSE_S = 0.001
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,9 @@ class Sessions:
         self._clock = clock
         self._endpoint = endpoint
         self._policy = policy or SessionPolicy()
+        self._mints: Gathering[Mint, SessionGrant] = Gathering(
+            self._mint_round, round_max=_ROUND_MAX, waiting_max=_WAITING_MAX, pause_s=_PAUSE_S
+        )
 
     async def register_session(
         self,
@@ -79,64 +86,32 @@ class Sessions:
     ) -> SessionGrant:
         """Mint. Raises `bad_request`, `not_found`, `unavailable` (no SSH endpoint), or `conflict` (not running)."""
         key = inputs.parse_client_key(raw_public_key)
-        ttl_s = inputs.parse_ttl(raw_ttl, default_s=self._policy.default_ttl_s, cap_s=self._policy.max_ttl_s)
-        client = inputs.parse_client(raw_client)
+        mint = Mint(
+            caller=caller,
+            workspace_id=workspace_id,
+            fingerprint=key.fingerprint,
+            public_key=key.line,
+            ttl_s=inputs.parse_ttl(raw_ttl, default_s=self._policy.default_ttl_s, cap_s=self._policy.max_ttl_s),
+            client=inputs.parse_client(raw_client),
+        )
+        return await self._mints.ask(mint)
+
+    async def close(self) -> None:
+        """Answer the mints that wait."""
+        await self._mints.finish()
+
+    async def _mint_round(self, mints: Sequence[Mint]) -> list[SessionGrant | RunCodeError]:
         async with self._store.write() as session:
-            workspace, record = await access.load_visible(session, workspace_id, caller, SCOPE_CONNECT)
             endpoint = self._endpoint.find()
-            if endpoint is None:
-                raise RunCodeError("unavailable", "SSH access is not configured")
-            if not record.running:
-                raise RunCodeError("conflict", _explain_not_running(record.title, record.state, record.reason))
-            now = self._clock.now().replace(microsecond=0)
-            # The call was authenticated before this transaction: a revocation may have come in between.
-            token_id = caller.token_id
-            if token_id is None or not await _still_valid(session, caller, now):
-                raise RunCodeError("unauthorized", "the API token is missing, unknown, expired or revoked")
-            expires_at = now + datetime.timedelta(seconds=ttl_s)
-            if caller.token_expires_at is not None:
-                expires_at = min(expires_at, caller.token_expires_at.replace(microsecond=0))
-            held = await session.scalar(
-                select(SessionRow).where(SessionRow.fingerprint == key.fingerprint, SessionRow.released_at.is_(None))
-            )
-            if held is not None and (held.user_id, held.workspace_id) != (caller.user_id, workspace.id):
-                if held.expires_at > now:
-                    # Not `conflict`: clients take that for "not running yet", and would wait for it to pass.
-                    raise RunCodeError(
-                        "bad_request",
-                        "this public key belongs to another session",
-                        resolution="make a new key: `runcode connect WS --force`",
-                    )
-                held.released_at = now
-                await session.flush()
-                held = None
-            if held is None:
-                held = SessionRow(
-                    user_id=caller.user_id,
-                    workspace_id=workspace.id,
-                    fingerprint=key.fingerprint,
-                    public_key=key.line,
-                    created_at=now,
-                )
-                session.add(held)
-            held.token_id, held.client, held.expires_at = token_id, client, expires_at
-            # Of before the clock went back: from now on it is a session of today (see `admission`).
-            held.created_at = min(held.created_at, now)
-            await session.flush()
-            await audit.note(
-                session,
-                audit.SESSION_MINTED,
-                self._clock.now(),
-                caller=caller,
-                workspace_id=workspace.id,
-                session_id=held.id,
-                detail={"client": client, "key": key.fingerprint},
-            )
-            return SessionGrant(
-                session=_as_record(held, workspace.title, caller.email),
-                endpoint=endpoint,
-                workdir=names.DEFAULT_WORKDIR,
-            )
+            minted = await mint_all(session, mints, endpoint, self._clock.now())
+        grants: list[SessionGrant | RunCodeError] = []
+        for each in minted:
+            if isinstance(each, SessionRecord):
+                assert endpoint is not None
+                grants.append(SessionGrant(session=each, endpoint=endpoint, workdir=names.DEFAULT_WORKDIR))
+            else:
+                grants.append(each)
+        return grants
 
     async def list_sessions(
         self, *, include_ended: bool = False, workspace: int | str | None = None, email: str | None = None
@@ -188,25 +163,6 @@ class Sessions:
                         workspace_id=row.workspace_id,
                         session_id=session_id,
                     )
-
-
-async def _still_valid(session: AsyncSession, caller: Caller, now: datetime.datetime) -> bool:
-    query = (
-        select(TokenRow.expires_at)
-        .join(UserRow, UserRow.id == TokenRow.user_id)
-        .where(
-            TokenRow.id == caller.token_id,
-            TokenRow.user_id == caller.user_id,
-            TokenRow.revoked_at.is_(None),
-            UserRow.disabled_at.is_(None),
-        )
-    )
-    found = (await session.execute(query)).first()
-    return found is not None and (found[0] is None or found[0] > now)
-
-
-def _explain_not_running(title: str, state: str, reason: str | None) -> str:
-    return f"{title} is not running (it is {state}" + (f": {reason})" if reason else ")")
 
 
 def _as_record(row: SessionRow, title: str, user_email: str) -> SessionRecord:

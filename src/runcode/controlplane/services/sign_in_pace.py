@@ -1,8 +1,8 @@
-"""How fast passwords may be tried: slow for a guesser, never shut for the owner.
+"""How fast passwords and codes may be tried: slow for a guesser, never shut for the owner.
 
-Owns: the counts of recent tries, in memory (a restart forgets them; a password
-of ten characters or more does not fall to what a restart gives). Called by
-`browser_logins` before a password is looked at.
+Owns: the counts of recent tries, in memory (a restart forgets them, and each replica
+counts for itself; a password of ten characters or more does not fall to what that
+gives). Called by `sign_ins` before a password is looked at, and by `device_logins`.
 
 Threat: guessing one account from one address or from many; walking through
 accounts; and locking an owner out by guessing on purpose.
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import ipaddress
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -36,15 +36,16 @@ FOR_ONE_ACCOUNT: Final = Allowance(burst=20, every_s=30)
 FROM_A_KNOWN_BROWSER: Final = Allowance(burst=8, every_s=15)
 
 
-class SignInPace:
+class Pace:
+    """Counts by name, each with its allowance."""
+
     def __init__(self, monotonic: Callable[[], float]) -> None:
         self._monotonic = monotonic
         # The moment at which everything taken so far has been given back; before it, tries are missing.
         self._whole_at: dict[tuple[str, str], float] = {}
 
-    def take(self, *, account: str, source: str, known_browser: str | None) -> float:
-        """Take one try: 0, or the seconds to wait, and then none is taken."""
-        wanted = _counts(account, source, known_browser)
+    def take_from(self, wanted: Sequence[tuple[tuple[str, str], Allowance]]) -> float:
+        """Take one try of each: 0, or the seconds to wait, and then none is taken."""
         now = self._monotonic()
         wait_s = max(self._wait_s(name, allowance, now) for name, allowance in wanted)
         if wait_s > 0:
@@ -54,12 +55,8 @@ class SignInPace:
         self._forget(now)
         return 0.0
 
-    def give_back(self, *, account: str, source: str, known_browser: str | None) -> None:
-        """The password was right, so that try was no guess. Just what `take` took with these words, and no more:
-
-        else whoever has one account could win tries at another by signing in to their own.
-        """
-        for name, allowance in _counts(account, source, known_browser):
+    def give_back_to(self, wanted: Sequence[tuple[tuple[str, str], Allowance]]) -> None:
+        for name, allowance in wanted:
             if name in self._whole_at:
                 self._whole_at[name] -= allowance.every_s
 
@@ -79,14 +76,27 @@ class SignInPace:
             del self._whole_at[next(iter(self._whole_at))]
 
 
+class SignInPace(Pace):
+    def take(self, *, account: str, source: str, known_browser: str | None) -> float:
+        """Take one try: 0, or the seconds to wait, and then none is taken."""
+        return self.take_from(_counts(account, source, known_browser))
+
+    def give_back(self, *, account: str, source: str, known_browser: str | None) -> None:
+        """The password was right, so that try was no guess. Just what `take` took with these words, and no more:
+
+        else whoever has one account could win tries at another by signing in to their own.
+        """
+        self.give_back_to(_counts(account, source, known_browser))
+
+
 def _counts(account: str, source: str, known_browser: str | None) -> list[tuple[tuple[str, str], Allowance]]:
     """Which counts one try goes to."""
     if known_browser is not None:
         return [(("browser", known_browser), FROM_A_KNOWN_BROWSER)]
-    return [(("address", _network(source)), FROM_ONE_ADDRESS), (("account", account), FOR_ONE_ACCOUNT)]
+    return [(("address", network_of(source)), FROM_ONE_ADDRESS), (("account", account), FOR_ONE_ACCOUNT)]
 
 
-def _network(source: str) -> str:
+def network_of(source: str) -> str:
     """One household or host is one source: an IPv6 customer has a /64 at least."""
     try:
         address = ipaddress.ip_address(source)

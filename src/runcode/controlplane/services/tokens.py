@@ -5,7 +5,8 @@ Guarantee: a token is 256 random bits behind a prefix that secret scanners can
 know; only its SHA-256 stands in the database (no salt or stretching: there is
 nothing to guess), and the look-up is by that hash, so that timing says nothing
 about the token. Unknown, revoked, expired, and "its user is disabled" are one
-answer.
+answer. Tokens make and end no other tokens: a signed-in person does that, for their
+own (an admin ends anybody's), and a token may end itself.
 """
 
 from __future__ import annotations
@@ -16,20 +17,24 @@ import hashlib
 import logging
 import re
 import secrets
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from sqlalchemy import or_, select, update
+from sqlalchemy import bindparam, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from runcode.controlplane import changes
 from runcode.controlplane.clock import Clock
 from runcode.controlplane.records import ORIGIN_CONSOLE, ORIGIN_OPERATOR, Caller, NewToken, TokenRecord
-from runcode.controlplane.services import audit, inputs
+from runcode.controlplane.services import access, audit, inputs
+from runcode.controlplane.services.gathering import Gathering
 from runcode.controlplane.services.users import load_user
+from runcode.controlplane.services.web_sessions import require_browser
 from runcode.controlplane.services.withdrawals import revoke_sessions
-from runcode.controlplane.states import SCOPES
+from runcode.controlplane.states import SCOPE_READ, SCOPES
 from runcode.controlplane.store.engine import Store
-from runcode.controlplane.store.models import SessionRow, TokenRow, UserRow
+from runcode.controlplane.store.models import SessionRow, TokenRow, UserRow, UtcTime, WebSessionRow
 from runcode.core.errors import RunCodeError
 
 _log = logging.getLogger(__name__)
@@ -37,6 +42,11 @@ _log = logging.getLogger(__name__)
 TOKEN_PREFIX = "rct_"
 _TOKEN = re.compile(r"rct_[A-Za-z0-9_-]{43}", re.ASCII)
 _TOUCH_EVERY = datetime.timedelta(minutes=1)
+WORKSPACES_MAX = 100
+EXPIRY_DAYS_MAX = 3650
+_SEEN_MAX = 10_000
+_ROUND_MAX = 200
+_WAITING_MAX = 5000
 
 
 @dataclass(frozen=True)
@@ -50,24 +60,63 @@ class TokenBounds:
 
 UNBOUNDED = TokenBounds()
 
+_SELECT_LIVE = (
+    select(
+        TokenRow.token_hash,
+        TokenRow.id,
+        TokenRow.expires_at,
+        TokenRow.last_used_at,
+        TokenRow.scopes,
+        TokenRow.workspace_ids,
+        UserRow.id,
+        UserRow.email,
+        UserRow.is_admin,
+    )
+    .join(UserRow, UserRow.id == TokenRow.user_id)
+    .where(
+        TokenRow.token_hash.in_(bindparam("hashes", expanding=True)),
+        TokenRow.revoked_at.is_(None),
+        or_(TokenRow.expires_at.is_(None), TokenRow.expires_at > bindparam("now", type_=UtcTime())),
+        UserRow.disabled_at.is_(None),
+    )
+)
+
+
+@dataclass(frozen=True)
+class _LiveToken:
+    """A token that is valid, with its user."""
+
+    token_hash: str
+    token_id: int
+    expires_at: datetime.datetime | None
+    last_used_at: datetime.datetime | None
+    scopes: frozenset[str]
+    workspace_ids: frozenset[int] | None
+    user_id: int
+    email: str
+    is_admin: bool
+
 
 class Tokens:
-    def __init__(self, store: Store, clock: Clock) -> None:
+    def __init__(self, store: Store, clock: Clock, *, fresh_for: datetime.timedelta | None = None) -> None:
+        """`fresh_for`: how old a sign-in may be from which a person makes tokens; None: as old as it lasts."""
         self._store = store
         self._clock = clock
+        self._fresh_for = fresh_for
         self._touches: dict[int, asyncio.Task[None]] = {}
+        self._seen: dict[str, tuple[Caller, datetime.datetime]] = {}
+        self._live: Gathering[str, _LiveToken | None] = Gathering(
+            self._find_live, round_max=_ROUND_MAX, waiting_max=_WAITING_MAX
+        )
 
-    async def create_token(
-        self, email: str, name: str, *, bounds: TokenBounds = UNBOUNDED, caller: Caller | None = None
-    ) -> NewToken:
-        """A new token for a user. Its plain text is in the answer, and never again anywhere."""
+    async def create_token(self, email: str, name: str, *, bounds: TokenBounds = UNBOUNDED) -> NewToken:
+        """The operator's, for any user. Its plain text is in the answer, and never again anywhere."""
         name = inputs.parse_label(name, what="token name")
-        origin = ORIGIN_OPERATOR if caller is None else ORIGIN_CONSOLE
         async with self._store.write() as session:
             user = await load_user(session, email)
             if user.disabled_at is not None:
                 raise RunCodeError("bad_request", f"{user.email} is disabled", resolution="enable the user first")
-            return await self.insert_token(session, user, name, bounds, origin=origin, caller=caller)
+            return await self.insert_token(session, user, name, bounds, origin=ORIGIN_OPERATOR)
 
     async def insert_token(
         self,
@@ -108,8 +157,50 @@ class Tokens:
                 query = query.where(TokenRow.user_id == (await load_user(session, email)).id)
             return [_as_record(row, owner) for row, owner in (await session.execute(query)).all()]
 
+    async def list_own(self, caller: Caller) -> list[TokenRecord]:
+        """The signed-in person's that are not revoked, newest first."""
+        require_browser(caller)
+        async with self._store.read() as session:
+            rows = await session.scalars(
+                select(TokenRow)
+                .where(TokenRow.user_id == caller.user_id, TokenRow.revoked_at.is_(None))
+                .order_by(TokenRow.id.desc())
+            )
+            return [_as_record(row, caller.email) for row in rows]
+
+    async def create_own(self, caller: Caller, name: str, bounds: TokenBounds = UNBOUNDED) -> NewToken:
+        """For `runcode login --paste`. Raises `forbidden` for a token, `not_found` for a workspace not theirs."""
+        require_browser(caller)
+        name = inputs.parse_label(name, what="token name")
+        async with self._store.write() as session:
+            await self._require_fresh(session, caller)
+            user = await session.get_one(UserRow, caller.user_id)
+            await require_usable(session, caller, bounds)
+            return await self.insert_token(session, user, name, bounds, origin=ORIGIN_CONSOLE, caller=caller)
+
+    async def revoke_own_tokens(self, caller: Caller) -> int:
+        """Every live token of the signed-in person. Returns how many that were."""
+        require_browser(caller)
+        async with self._store.write() as session:
+            return await self._revoke_all(session, caller.user_id, caller)
+
+    async def revoke_all_of(self, email: str) -> int:
+        """For the operator: every live token of a user. Returns how many that were."""
+        async with self._store.write() as session:
+            return await self._revoke_all(session, (await load_user(session, email)).id, None)
+
+    async def _revoke_all(self, session: AsyncSession, user_id: int, caller: Caller | None) -> int:
+        which = TokenRow.user_id == user_id, TokenRow.revoked_at.is_(None)
+        rows = (await session.scalars(select(TokenRow).where(*which))).all()
+        for row in rows:
+            await self.revoke_row(session, row, caller=caller)
+        return len(rows)
+
     async def revoke_token(self, token_id: int, *, caller: Caller | None = None) -> TokenRecord:
-        """Idempotent. Its sessions end with it, and their live connections are cut."""
+        """Idempotent. Its sessions end with it, and their live connections are cut.
+
+        `caller` None is the operator. A token may name itself only, a person their own, an admin any.
+        """
         async with self._store.write() as session:
             found = (
                 await session.execute(
@@ -118,71 +209,92 @@ class Tokens:
                     .where(TokenRow.id == token_id)
                 )
             ).first()
-            if found is None:
+            if found is None or not _may_revoke(found[0], caller):
                 raise RunCodeError(
                     "not_found", f"there is no token {token_id}", resolution="see `runcode-server token list`"
                 )
             row, owner = found
             if row.revoked_at is None:
-                now = self._clock.now()
-                row.revoked_at = now
-                await revoke_sessions(session, now, SessionRow.token_id == row.id)
-                changes.append_change(session, changes.TOKEN_REVOKED, now, user_id=row.user_id)
-                detail: audit.Detail = {"token": row.id, "name": row.name}
-                await audit.note(session, audit.TOKEN_REVOKED, now, caller=caller, user_id=row.user_id, detail=detail)
+                await self.revoke_row(session, row, caller=caller)
             return _as_record(row, owner)
+
+    async def revoke_row(self, session: AsyncSession, row: TokenRow, *, caller: Caller | None = None) -> None:
+        """Part of a caller's transaction."""
+        now = self._clock.now()
+        row.revoked_at = now
+        await revoke_sessions(session, now, SessionRow.token_id == row.id)
+        changes.append_change(session, changes.TOKEN_REVOKED, now, user_id=row.user_id)
+        detail: audit.Detail = {"token": row.id, "name": row.name}
+        await audit.note(session, audit.TOKEN_REVOKED, now, caller=caller, user_id=row.user_id, detail=detail)
 
     async def authenticate(self, raw_token: str | None, *, source: str = "") -> Caller:
         """Who holds this token; `unauthorized` without a word on why not. `source` is the peer's address."""
-        row = await self._find_live(raw_token) if raw_token is not None else None
-        if row is None:
+        found = None
+        if raw_token is not None and _TOKEN.fullmatch(raw_token) is not None:
+            found = await self._live.ask(hash_token(raw_token))
+        if found is None:
             raise RunCodeError("unauthorized", "the API token is missing, unknown, expired or revoked")
-        token, user = row
-        self._note_use(token)
-        return Caller(
-            user_id=user.id,
-            email=user.email,
-            is_admin=user.is_admin,
-            token_id=token.id,
-            token_expires_at=token.expires_at,
-            scopes=frozenset(token.scopes),
-            workspace_ids=None if token.workspace_ids is None else frozenset(token.workspace_ids),
+        self._note_use(found.token_id, found.last_used_at)
+        caller = Caller(
+            user_id=found.user_id,
+            email=found.email,
+            is_admin=found.is_admin,
+            token_id=found.token_id,
+            token_expires_at=found.expires_at,
+            scopes=found.scopes,
+            workspace_ids=found.workspace_ids,
             source=source,
         )
+        if len(self._seen) >= _SEEN_MAX:
+            self._seen.clear()
+        self._seen[found.token_hash] = (caller, self._clock.now())
+        return caller
+
+    def recall(self, raw_token: str, *, source: str = "") -> Caller | None:
+        """Whose token this was when it was looked at, less than a minute ago; None: look, by `authenticate`.
+
+        It may have been revoked since. Only for those who ask the database in the transaction that acts, as minting
+        does; that a token is its person's for ever, and its number never another's, is all that is relied on here.
+        """
+        caller, at = self._seen.get(hash_token(raw_token), (None, None))
+        if caller is None or at is None or abs(self._clock.now() - at) >= _TOUCH_EVERY:
+            return None
+        return caller if caller.source == source else replace(caller, source=source)
 
     async def close(self) -> None:
-        """Wait for the last notes of use."""
+        """Answer whoever asks, and wait for the last notes of use."""
+        await self._live.finish()
         await asyncio.gather(*self._touches.values(), return_exceptions=True)
 
-    async def _find_live(self, raw_token: str) -> tuple[TokenRow, UserRow] | None:
-        if _TOKEN.fullmatch(raw_token) is None:
-            return None
-        now = self._clock.now()
-        async with self._store.read() as session:
-            row = (
-                await session.execute(
-                    select(TokenRow, UserRow)
-                    .join(UserRow, UserRow.id == TokenRow.user_id)
-                    .where(
-                        TokenRow.token_hash == hash_token(raw_token),
-                        TokenRow.revoked_at.is_(None),
-                        or_(TokenRow.expires_at.is_(None), TokenRow.expires_at > now),
-                        UserRow.disabled_at.is_(None),
-                    )
-                )
-            ).first()
-        return None if row is None else (row[0], row[1])
+    async def _require_fresh(self, session: AsyncSession, caller: Caller) -> None:
+        """On plain http whatever listens on another port may have the cookie: it must not become a token later."""
+        if self._fresh_for is None:
+            return
+        row = await session.get(WebSessionRow, caller.web_session_id)
+        if row is None or self._clock.now() - row.created_at >= self._fresh_for:
+            raise RunCodeError(
+                "forbidden",
+                "you signed in too long ago to make a token",
+                resolution="sign out and in again, then make it within ten minutes",
+            )
 
-    def _note_use(self, token: TokenRow) -> None:
+    async def _find_live(self, hashes: Sequence[str]) -> list[_LiveToken | None]:
+        """One look for all who ask meanwhile. Each look begins after its askers did: no revocation is overlooked."""
+        asked = {"hashes": list(set(hashes)), "now": self._clock.now()}
+        async with self._store.read() as session:
+            live = {row[0]: _as_live(*row) for row in (await session.execute(_SELECT_LIVE, asked)).all()}
+        return [live.get(each) for each in hashes]
+
+    def _note_use(self, token_id: int, last_used_at: datetime.datetime | None) -> None:
         """At most once a minute, and beside the call: a read must not wait for a writer."""
         now = self._clock.now()
         # A use noted "in the future" is of before the clock went back.
-        fresh = token.last_used_at is not None and abs(now - token.last_used_at) < _TOUCH_EVERY
-        if fresh or token.id in self._touches:
+        fresh = last_used_at is not None and abs(now - last_used_at) < _TOUCH_EVERY
+        if fresh or token_id in self._touches:
             return
-        task = asyncio.get_running_loop().create_task(self._touch(token.id, now))
-        self._touches[token.id] = task
-        task.add_done_callback(lambda _task: self._touches.pop(token.id, None))
+        task = asyncio.get_running_loop().create_task(self._touch(token_id, now))
+        self._touches[token_id] = task
+        task.add_done_callback(lambda _task: self._touches.pop(token_id, None))
 
     async def _touch(self, token_id: int, now: datetime.datetime) -> None:
         try:
@@ -192,8 +304,64 @@ class Tokens:
             _log.warning("the last use of token %d was not noted: %s", token_id, error.message)
 
 
+def parse_scopes(raw_scopes: Iterable[object]) -> tuple[str, ...]:
+    """Scopes as people tick them or clients ask for them. Looking belongs to each of them. Raises `bad_request`."""
+    asked = list(raw_scopes)
+    if not asked or not all(isinstance(scope, str) and scope in SCOPES for scope in asked):
+        raise RunCodeError(
+            "bad_request", "those are not scopes of a token", resolution=f"choose some of: {', '.join(SCOPES)}"
+        )
+    return tuple(scope for scope in SCOPES if scope == SCOPE_READ or scope in asked)
+
+
+def parse_expiry_days(raw_days: str, now: datetime.datetime) -> datetime.datetime | None:
+    """ "" is never. Raises `bad_request`."""
+    if raw_days == "":
+        return None
+    if not (raw_days.isascii() and raw_days.isdigit() and 0 < int(raw_days[:9]) <= EXPIRY_DAYS_MAX):
+        raise RunCodeError(
+            "bad_request",
+            "that is not a number of days",
+            resolution=f"give 1 to {EXPIRY_DAYS_MAX} days, or nothing for a token that does not expire",
+        )
+    return now + datetime.timedelta(days=int(raw_days))
+
+
+async def require_usable(session: AsyncSession, caller: Caller, bounds: TokenBounds) -> None:
+    """Raises `not_found` when the bounds name a workspace that the caller may not use."""
+    if bounds.workspace_ids is None:
+        return
+    if not 0 < len(bounds.workspace_ids) <= WORKSPACES_MAX:
+        raise RunCodeError(
+            "bad_request", "that many workspaces cannot be named", resolution=f"name 1 to {WORKSPACES_MAX}, or none"
+        )
+    for workspace_id in bounds.workspace_ids:
+        await access.load_visible(session, workspace_id, caller, SCOPE_READ)
+
+
+def _may_revoke(row: TokenRow, caller: Caller | None) -> bool:
+    if caller is None:
+        return True
+    if caller.web_session_id is None:
+        return row.id == caller.token_id
+    return row.user_id == caller.user_id or caller.is_admin
+
+
 def hash_token(plaintext: str) -> str:
     return hashlib.sha256(plaintext.encode()).hexdigest()
+
+
+def _as_live(
+    token_hash: str,
+    token_id: int,
+    expires_at: datetime.datetime | None,
+    last_used_at: datetime.datetime | None,
+    scopes: list[str],
+    workspace_ids: list[int] | None,
+    *user: Any,
+) -> _LiveToken:
+    within = None if workspace_ids is None else frozenset(workspace_ids)
+    return _LiveToken(token_hash, token_id, expires_at, last_used_at, frozenset(scopes), within, *user)
 
 
 def _as_record(row: TokenRow, user_email: str) -> TokenRecord:

@@ -1,17 +1,28 @@
-"""Ending sessions, as part of the transaction that takes the right behind them away.
+"""Ending what was let in, as part of the transaction that takes the right behind it away.
 
-Owns: how sessions end before their time. The caller appends the change that
-tells the gateways.
+Owns: how sessions, signed-in browsers and sign-ins that are under way end before
+their time. The caller appends the change that tells the gateways.
 """
 
 from __future__ import annotations
 
 import datetime
+from typing import Final
 
 from sqlalchemy import ColumnElement, func, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from runcode.controlplane.store.models import SessionRow
+from runcode.controlplane.store.models import (
+    DeviceGrantRow,
+    LoginCodeRow,
+    SessionRow,
+    SignInLinkRow,
+    WebSessionRow,
+)
+
+# A device grant's `decision`.
+DEVICE_AUTHORIZED: Final = "authorized"
+DEVICE_DENIED: Final = "denied"
 
 
 async def revoke_sessions(session: AsyncSession, now: datetime.datetime, *which: ColumnElement[bool]) -> None:
@@ -23,5 +34,38 @@ async def revoke_sessions(session: AsyncSession, now: datetime.datetime, *which:
         update(SessionRow)
         .where(*which, SessionRow.revoked_at.is_(None))
         .values(revoked_at=now, released_at=func.coalesce(SessionRow.released_at, now))
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def end_web_sessions(session: AsyncSession, now: datetime.datetime, *which: ColumnElement[bool]) -> None:
+    await session.execute(
+        update(WebSessionRow)
+        .where(*which, WebSessionRow.ended_at.is_(None))
+        .values(ended_at=now)
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def end_sign_ins(
+    session: AsyncSession, now: datetime.datetime, user_id: int, *, keep_web_session_id: int | None = None
+) -> None:
+    """Whatever this person's earlier sign-ins could still bring about: browsers, links, codes, consents to devices.
+
+    Used up rather than removed, so that letting the person in again revives none of it.
+    """
+    kept = [] if keep_web_session_id is None else [WebSessionRow.id != keep_web_session_id]
+    await end_web_sessions(session, now, WebSessionRow.user_id == user_id, *kept)
+    for table in (SignInLinkRow, LoginCodeRow):
+        await session.execute(
+            update(table)
+            .where(table.user_id == user_id, table.used_at.is_(None))
+            .values(used_at=now)
+            .execution_options(synchronize_session=False)
+        )
+    await session.execute(
+        update(DeviceGrantRow)
+        .where(DeviceGrantRow.user_id == user_id, DeviceGrantRow.token_id.is_(None))
+        .values(decision=DEVICE_DENIED)
         .execution_options(synchronize_session=False)
     )

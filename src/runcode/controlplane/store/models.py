@@ -136,7 +136,9 @@ class WorkspaceRow(Base):
     owner_id: Mapped[int] = mapped_column(ForeignKey("users.id"), index=True)
     runtime: Mapped[str] = mapped_column(String(40))
     size: Mapped[str] = mapped_column(String(40))
-    # Stopped by itself after so long without use; None: never.
+    # What the box that runs, or ran last, was started with.
+    box_size: Mapped[str | None] = mapped_column(String(40))
+    # Stopped by itself after so long without use; 0: never; None: as the server's default says.
     idle_stop_after_s: Mapped[int | None]
     active_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
     host_public_key: Mapped[str] = mapped_column(Text)
@@ -145,16 +147,34 @@ class WorkspaceRow(Base):
     observed_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
     activity: Mapped[str | None] = mapped_column(String(16))
     reason: Mapped[str | None] = mapped_column(Text)
+    # Why it is to be stopped (`states.STOP_CAUSES`), and who or how long; None while it is to run.
+    stop_cause: Mapped[str | None] = mapped_column(String(16))
+    stop_note: Mapped[str | None] = mapped_column(String(254))
     endpoint_socket_path: Mapped[str | None] = mapped_column(Text)
     endpoint_host: Mapped[str | None] = mapped_column(String(253))
     endpoint_port: Mapped[int | None]
     failures: Mapped[int] = mapped_column(default=0)
     retry_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
+    # The data folder whose machine holds the box's storage (`lifecycle.Station`); None until a first start.
+    place: Mapped[str | None] = mapped_column(String(40))
     lease_owner: Mapped[str | None] = mapped_column(String(80))
     lease_expires_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
     checkpoints: Mapped[list[dict[str, Any]]] = mapped_column(JSON, default=list)
     created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
     deleted_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
+
+
+class InstallationRow(Base):
+    """Whose public keys this database goes with: one row."""
+
+    __tablename__ = "installation"
+    __table_args__ = (CheckConstraint("id = 1", name="single"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    client_ca: Mapped[str] = mapped_column(Text)
+    workspace_ca: Mapped[str] = mapped_column(Text)
+    gateway_host_key: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
 
 
 class HostKeyRow(Base):
@@ -199,6 +219,25 @@ class TeamShareRow(Base):
 
     workspace_id: Mapped[int] = mapped_column(ForeignKey("workspaces.id"), primary_key=True, autoincrement=False)
     team_id: Mapped[int] = mapped_column(ForeignKey("teams.id"), primary_key=True, autoincrement=False, index=True)
+    role: Mapped[str] = mapped_column(String(16))
+    created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+
+
+class InvitationRow(Base):
+    """A share or a team's place for an e-mail address under which there is no account yet. One of the ids is set."""
+
+    __tablename__ = "invitations"
+    __table_args__ = (
+        CheckConstraint("(workspace_id IS NULL) <> (team_id IS NULL)", name="one_place"),
+        UniqueConstraint("workspace_id", "email"),
+        UniqueConstraint("team_id", "email"),
+        _NEVER_REUSED,
+    )
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True, autoincrement=True)
+    email: Mapped[str] = mapped_column(String(254), index=True)
+    workspace_id: Mapped[int | None] = mapped_column(ForeignKey("workspaces.id"))
+    team_id: Mapped[int | None] = mapped_column(ForeignKey("teams.id"))
     role: Mapped[str] = mapped_column(String(16))
     created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
 
@@ -326,14 +365,21 @@ class ChangeRow(Base):
 class EventRow(Base):
     """What a gateway saw, and what people did here. Rows are added and, when too old, removed; none is ever changed.
 
-    No foreign keys: a row outlives what it speaks of.
+    `id` is the record's number in the audit chain: no holes, in the order of commits, given by
+    `services.audit_chain` alone. `hash` covers all columns and the hash before it (`audit_format`). No foreign keys: a
+    row outlives what it speaks of.
     """
 
     __tablename__ = "events"
     __table_args__ = (
         # One start and one end of anything, however often a gateway delivers them.
         UniqueConstraint("subject_id", "phase"),
+        # What a page of the timeline is read by, newest first: of a workspace, of one kind or one person there, …
         Index("ix_events_workspace_id", "workspace_id", "id"),
+        Index("ix_events_workspace_kind", "workspace_id", "kind", "id"),
+        Index("ix_events_workspace_user", "workspace_id", "user_id", "id"),
+        Index("ix_events_user_id", "user_id", "id"),
+        Index("ix_events_session_id", "session_id", "id"),
         _NEVER_REUSED,
     )
 
@@ -350,3 +396,19 @@ class EventRow(Base):
     session_id: Mapped[int | None] = mapped_column(BigInteger)
     user_id: Mapped[int | None] = mapped_column(BigInteger)
     detail: Mapped[dict[str, Any]] = mapped_column(JSON)
+    hash: Mapped[str] = mapped_column(String(64))
+
+
+class ChainRow(Base):
+    """The audit chain's head: one row, which every transaction that notes something locks and moves on."""
+
+    __tablename__ = "audit_chain"
+    __table_args__ = (CheckConstraint("id = 1", name="one"),)
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    chain_id: Mapped[str] = mapped_column(String(32))
+    count: Mapped[int] = mapped_column(BigInteger)
+    hash: Mapped[str] = mapped_column(String(64))
+    pruned_to: Mapped[int] = mapped_column(BigInteger)
+    pruned_hash: Mapped[str] = mapped_column(String(64))
+    pruned_statement: Mapped[str | None] = mapped_column(Text)

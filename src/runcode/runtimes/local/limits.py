@@ -26,6 +26,10 @@ import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # a keeper needs nothing of it
+    from runcode.runtimes.base import SizeLimits
 
 MIB = 1024 * 1024
 CONTROLLERS = ("memory", "pids", "cpu")
@@ -73,6 +77,15 @@ def choose_limits(memory_total: int, processors: int, pid_max: int) -> BoxLimits
         memory_bytes=max(256 * MIB, memory_total * 3 // 4),
         processes=max(256, min(4096, pid_max // 8)),
         cpus=max(0.5, processors * 0.9),
+    )
+
+
+def limit_to(most: BoxLimits, size: SizeLimits) -> BoxLimits:
+    """What a box of this size gets: never more than a box of this machine may have anyway."""
+    return BoxLimits(
+        memory_bytes=most.memory_bytes if size.memory_bytes is None else min(most.memory_bytes, size.memory_bytes),
+        processes=most.processes if size.processes is None else min(most.processes, size.processes),
+        cpus=most.cpus if size.cpus is None else min(most.cpus, size.cpus),
     )
 
 

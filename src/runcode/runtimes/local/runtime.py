@@ -26,7 +26,18 @@ from typing import ParamSpec, TypeVar
 
 from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import Capabilities, Checkpoint, Observation, ObservedState, UnixEndpoint, WorkspaceSpec
-from runcode.runtimes.local import box_files, destinations, etc_tree, identity, keepers, limits, machine, plan, storage
+from runcode.runtimes.local import (
+    box_files,
+    destinations,
+    etc_tree,
+    identity,
+    jobs,
+    keepers,
+    limits,
+    machine,
+    plan,
+    storage,
+)
 from runcode.runtimes.local.layout import Layout, WorkspaceFolder, make_private_folder
 from runcode.runtimes.unix_sockets import open_unix_socket
 
@@ -54,6 +65,8 @@ class LocalRuntime:
         self._stops: Counter[int] = Counter()
         self._limits = limits_per_box
         self._want_network = True
+        # The last look for a job in each box; what is lost with it costs one look.
+        self._uses: dict[int, jobs.BoxUse] = {}
 
     @property
     def capabilities(self) -> Capabilities:
@@ -140,6 +153,10 @@ class LocalRuntime:
     async def inspect(self, workspace_id: int) -> Observation:
         return await self._blocking(self._observe, self._layout.workspace(workspace_id))
 
+    async def find_job(self, workspace_id: int) -> str | None:
+        """See `runtimes.base.ActivityProbe`, and `jobs` for what counts as one."""
+        return await self._blocking(self._find_job, self._layout.workspace(workspace_id), workspace_id)
+
     async def close(self) -> None:
         self._threads.shutdown(wait=False)
 
@@ -178,7 +195,8 @@ class LocalRuntime:
         try:
             resolver = destinations.RESOLVER if found.network_helper is not None else None
             etc = etc_tree.build_etc(self._layout.etc, resolver=resolver)
-            per_box = self._limits or limits.read_default_limits(found.cgroups)
+            most = self._limits or limits.read_default_limits(found.cgroups)
+            per_box = limits.limit_to(most, spec.limits)
             box = folder.path / f"box-{secrets.token_hex(6)}"
             box_files.write_box_files(box, spec, host_uid)
             make_private_folder(folder.run)
@@ -263,6 +281,16 @@ class LocalRuntime:
             with contextlib.suppress(OSError, ValueError):
                 in_use.add(Path(plan.load_plan(str(path)).etc_folder).name)
         etc_tree.remove_stale_trees(self._layout.etc, in_use)
+
+    def _find_job(self, folder: WorkspaceFolder, workspace_id: int) -> str | None:
+        state = keepers.find_serving_state(folder)
+        if state is None:
+            self._uses.pop(workspace_id, None)
+            return None
+        pids = keepers.find_box_processes(identity.host_uid_for(self._layout, workspace_id), state)
+        before, now = self._uses.get(workspace_id), jobs.measure_box(pids, state.first_pid)
+        self._uses[workspace_id] = now
+        return jobs.find_job(before, now)
 
     def _observe(self, folder: WorkspaceFolder) -> Observation:
         if not folder.home.is_dir():

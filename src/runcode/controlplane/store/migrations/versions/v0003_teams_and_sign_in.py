@@ -53,7 +53,7 @@ def _create_teams() -> None:
         sa.PrimaryKeyConstraint("team_id", "user_id", name="pk_team_members"),
         sa.ForeignKeyConstraint(["team_id"], ["teams.id"], name="fk_team_members_team_id_teams"),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name="fk_team_members_user_id_users"),
-        sa.CheckConstraint("role IN ('member', 'admin')", name="ck_team_members_role"),
+        sa.CheckConstraint("role IN ('member', 'admin')", name=op.f("ck_team_members_role")),
     )
     op.create_index("ix_team_members_user_id", "team_members", ["user_id"])
     op.create_table(
@@ -65,7 +65,7 @@ def _create_teams() -> None:
         sa.PrimaryKeyConstraint("workspace_id", "team_id", name="pk_team_shares"),
         sa.ForeignKeyConstraint(["workspace_id"], ["workspaces.id"], name="fk_team_shares_workspace_id_workspaces"),
         sa.ForeignKeyConstraint(["team_id"], ["teams.id"], name="fk_team_shares_team_id_teams"),
-        sa.CheckConstraint("role IN ('use', 'manage')", name="ck_team_shares_role"),
+        sa.CheckConstraint("role IN ('use', 'manage')", name=op.f("ck_team_shares_role")),
     )
     op.create_index("ix_team_shares_team_id", "team_shares", ["team_id"])
 
