@@ -14,7 +14,9 @@ from runcode.controlplane.reconciler import Reconciler
 from runcode.controlplane.store.location import Location
 from runcode.gateway.directory import AdmissionFacts, ChangeBatch, SessionFacts, WorkspaceFacts
 from runcode.runtimes.base import TcpEndpoint, UnixEndpoint
+from runcode.server.remote_directory import ControlPlaneClient, RemoteDirectory
 from support.controlplane_fakes import FakeRuntime, make_reconciler, open_plane, set_endpoint, until
+from support.front import open_door
 from support.gateway_directory_contract import DirectoryContract
 
 OWNER = "ann@example.org"
@@ -128,3 +130,24 @@ class TestControlPlaneDirectory(DirectoryContract):
                 assert not batch.everything
         assert await process.wait() == 0
         await feed.aclose()  # type: ignore[attr-defined]
+
+
+class TestRemoteDirectory(DirectoryContract):
+    """The same over the internal API, through the real listener."""
+
+    @pytest.fixture
+    async def world(self, tmp_path: Path, location: Location) -> AsyncIterator[World]:
+        async with open_plane(tmp_path, database=location) as plane:
+            set_endpoint(plane)
+            await plane.users.create_user(OWNER)
+            reconciler = make_reconciler(plane, FakeRuntime())
+            await reconciler.start()
+            made = await plane.gateways.create_gateway("edge-1")
+            async with open_door(plane) as door:
+                client = ControlPlaneClient(f"http://127.0.0.1:{door.port}", made.credential)
+                world = World(plane, reconciler)
+                world.directory = RemoteDirectory(client)  # type: ignore[assignment]
+                yield world
+                await client.close()
+                plane.gateways.closing = True
+            await reconciler.close()

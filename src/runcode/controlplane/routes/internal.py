@@ -13,8 +13,10 @@ no person's token is; names of gateways come from the credential.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime
 import json
+import re
 from collections.abc import AsyncIterator
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -29,14 +31,16 @@ from runcode.controlplane.records import GatewayRecord
 from runcode.controlplane.routes.request_io import Plane, plane_of, read_json_object
 from runcode.controlplane.services.admission import AdmissionFacts, WorkspaceFacts
 from runcode.controlplane.services.events import NewEvent
-from runcode.core.bundle import render_timestamp
 from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import TcpEndpoint, UnixEndpoint
 
 PREFIX = "/internal/gateway"
 VERSION_HEADER = "x-runcode-version"
 WORKER_HEADER = "x-runcode-worker"
-_WORKERS_MAX = 256
+_WORKERS_MAX = 64
+# One for each worker, and as many again that a broken network has left half open.
+_STREAMS_MAX = 2 * _WORKERS_MAX
+_BEGINNING = re.compile(r"[0-9a-f]{0,4}", re.ASCII)
 # The credential is looked at again so often while a stream of changes is open.
 _RECHECK_S = 1.0
 
@@ -85,7 +89,9 @@ async def sign_certificate(request: Request, plane: Plane, gateway: Gateway) -> 
 async def watch_changes(request: Request, plane: Plane, gateway: Gateway) -> StreamingResponse:
     """One JSON object a line, never ending; it ends when the credential is revoked."""
     credential = request.headers["authorization"].partition(" ")[2].strip()
-    return StreamingResponse(_stream_changes(plane, credential), media_type="application/x-ndjson")
+    if plane.gateways.streams[gateway.id] >= _STREAMS_MAX:
+        raise RunCodeError("busy", "this gateway follows the changes too often", resolution="end its other processes")
+    return StreamingResponse(_stream_changes(plane, gateway, credential), media_type="application/x-ndjson")
 
 
 @router.post("/events")
@@ -104,24 +110,36 @@ async def end_missing(request: Request, plane: Plane, gateway: Gateway) -> dict[
     live = body.get("live")
     if not isinstance(live, list) or not all(isinstance(subject, str) for subject in live):
         raise RunCodeError("bad_request", "live is not a list of subjects")
-    ended = await plane.events.end_missing(_name_of(request, gateway), frozenset(live), _text(body, "reason"))
+    # A gateway with thousands of subjects tells them in parts, each of those that begin alike.
+    beginning = _text(body, "beginning")
+    if _BEGINNING.fullmatch(beginning) is None:
+        raise RunCodeError("bad_request", "that is not how a subject begins")
+    name = _name_of(request, gateway)
+    ended = await plane.events.end_missing(name, frozenset(live), _text(body, "reason")[:200], beginning=beginning)
     return {"ended": ended}
 
 
 # ---------------------------------------------------------------- parts
 
 
-async def _stream_changes(plane: ControlPlane, credential: str) -> AsyncIterator[bytes]:
+async def _stream_changes(plane: ControlPlane, gateway: GatewayRecord, credential: str) -> AsyncIterator[bytes]:
     loop = asyncio.get_running_loop()
     checked_at = loop.time()
-    async for batch in plane.changes.watch():
-        if loop.time() - checked_at >= _RECHECK_S:
-            checked_at = loop.time()
-            try:
-                await plane.gateways.authenticate(credential)
-            except RunCodeError:
-                return
-        yield _render_batch(batch)
+    plane.gateways.streams[gateway.id] += 1
+    try:
+        async with contextlib.aclosing(plane.changes.watch()) as batches:
+            async for batch in batches:
+                if plane.gateways.closing:
+                    return
+                if loop.time() - checked_at >= _RECHECK_S:
+                    checked_at = loop.time()
+                    try:
+                        await plane.gateways.authenticate(credential)
+                    except RunCodeError:
+                        return
+                yield _render_batch(batch)
+    finally:
+        plane.gateways.streams[gateway.id] -= 1
 
 
 def _render_batch(batch: ChangeBatch) -> bytes:
@@ -138,7 +156,7 @@ def _render_batch(batch: ChangeBatch) -> bytes:
 def _render_facts(facts: AdmissionFacts) -> dict[str, object]:
     session = None
     if facts.session is not None:
-        session = asdict(facts.session) | {"expires_at": render_timestamp(facts.session.expires_at)}
+        session = asdict(facts.session) | {"expires_at": facts.session.expires_at.isoformat()}
     return {"session": session, "workspace": None if facts.workspace is None else _render_workspace(facts.workspace)}
 
 
@@ -163,7 +181,7 @@ def _parse_event(raw_event: object) -> NewEvent:
         kind=_text(raw_event, "kind"),
         phase=_text(raw_event, "phase"),
         subject_id=_text(raw_event, "subject_id"),
-        at=_moment(raw_event["at"] if "at" in raw_event else None),
+        at=_moment(raw_event.get("at")),
         detail=raw_event["detail"],
         connection_id=None if raw_event.get("connection_id") is None else _text(raw_event, "connection_id"),
         started_at=None if raw_event.get("started_at") is None else _moment(raw_event["started_at"]),

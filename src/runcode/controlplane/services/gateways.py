@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 import secrets
+from collections import Counter
 
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -39,6 +40,9 @@ class Gateways:
     def __init__(self, store: Store, clock: Clock) -> None:
         self._store = store
         self._clock = clock
+        # Open change streams of this process, by gateway; they end once `closing` is set.
+        self.streams: Counter[int] = Counter()
+        self.closing = False
 
     async def create_gateway(self, name: str) -> NewGateway:
         """A credential for one gateway. Raises `bad_request` for a name, `conflict` when a live one has it."""
