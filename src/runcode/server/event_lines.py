@@ -6,9 +6,16 @@ Owns: the shape, read strictly. What an event may say is the control plane's rul
 from __future__ import annotations
 
 import datetime
+from dataclasses import replace
 from typing import Any
 
+from runcode.controlplane.masking import mask_detail
 from runcode.gateway.events import GatewayEvent
+
+
+def render_masked(event: GatewayEvent) -> dict[str, object]:
+    """As it may stand on a disk: secrets in commands are replaced, by the rules that every server has."""
+    return render_event(replace(event, detail=mask_detail(event.kind, event.detail)))
 
 
 def render_event(event: GatewayEvent) -> dict[str, object]:

@@ -20,7 +20,7 @@ import datetime
 import json
 import logging
 import ssl
-from collections.abc import AsyncIterator, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,7 +74,7 @@ class ControlPlaneClient:
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def call(self, name: str, body: dict[str, object]) -> dict[str, Any]:
+    async def call(self, name: str, body: Mapping[str, object]) -> dict[str, Any]:
         """One call's answer. Raises RunCodeError: `network`, `http_error`, or what the control plane says."""
         try:
             async with asyncio.timeout(_CALL_S), self._http.stream("POST", f"{_PREFIX}/{name}", json=body) as response:
@@ -154,11 +154,20 @@ class RemoteEventSink:
     async def record(self, gateway: str, events: Sequence[GatewayEvent]) -> None:
         """In pieces: a batch whose second half fails is delivered again whole, which changes nothing."""
         for piece in _cut_pieces([render_event(event) for event in events]):
-            await self._client.call("events", {"events": piece})
+            await self._tell("events", {"events": piece})
 
     async def end_missing(self, gateway: str, live: Collection[str], reason: str) -> None:
         for beginning, subjects in _cut_live(sorted(live), ""):
-            await self._client.call("end-missing", {"live": subjects, "reason": reason, "beginning": beginning})
+            await self._tell("end-missing", {"live": subjects, "reason": reason, "beginning": beginning})
+
+    async def _tell(self, name: str, body: Mapping[str, object]) -> None:
+        """Whatever is not wrong with the events themselves may pass: a revoked credential, another version."""
+        try:
+            await self._client.call(name, body)
+        except RunCodeError as error:
+            if error.kind.retryable or error.code == "bad_request":
+                raise
+            raise RunCodeError("network", f"events are not taken: {error.message}") from error
 
 
 def _cut_pieces(events: Sequence[dict[str, object]]) -> Iterator[list[dict[str, object]]]:
