@@ -32,6 +32,7 @@ from runcode.gateway.spool import EventSpool
 from runcode.runtimes.unix_sockets import open_unix_socket
 from runcode.server.event_lines import parse_event, render_masked
 from runcode.server.listeners import Address, bind
+from runcode.server.logs import TEXT
 from runcode.server.remote_directory import ControlPlaneClient, RemoteDirectory, RemoteEventSink
 
 _log = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class GatewayOptions(Value):
     ready_file: Path | None = None
     drain_s: float = 30.0
     verbose: bool = False
+    log_format: str = TEXT
 
 
 def run_worker(options: GatewayOptions, number: int) -> int:
@@ -167,6 +169,7 @@ def make_worker_command(options: GatewayOptions, number: int, port: int) -> list
     words = [sys.executable, "-P", "-m", "runcode.server.main", "gateway", "run", "--worker", str(number)]
     words += ["--control-plane", options.control_plane, "--credential-file", str(options.credential_file)]
     words += ["--ssh", Address(host=options.ssh.host, port=port).text, "--host-key", str(options.host_key)]
+    words += ["--log-format", options.log_format]
     words += ["--spool", str(options.spool), "--drain-s", str(options.drain_s)]
     if options.ca_file is not None:
         words += ["--ca-file", str(options.ca_file)]

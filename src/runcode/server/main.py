@@ -171,6 +171,7 @@ def _run_gateway(options: argparse.Namespace) -> int:
         ready_file=None if options.ready_file is None else Path(options.ready_file).absolute(),
         drain_s=options.drain_s,
         verbose=options.verbose,
+        log_format=options.log_format,
     )
     return run_gateway(asked) if options.worker is None else run_worker(asked, options.worker)
 
