@@ -35,6 +35,8 @@ from runcode.gateway.events import GatewayEvent
 _log = logging.getLogger(__name__)
 
 SEGMENT_BYTES: Final = 1024 * 1024
+# A line may go over the size at which a file is ended.
+_FILE_MAX: Final = 2 * 1024 * 1024
 SPOOL_BYTES: Final = 64 * 1024 * 1024
 _RETRY_S: Final = 1.0
 _NAME = re.compile(r"[0-9]{12}\.events", re.ASCII)
@@ -84,7 +86,7 @@ class EventSpool:
             self._lock = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | _FLAGS, 0o600)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self._leftovers = sorted(path for path in self._folder.iterdir() if _NAME.fullmatch(path.name))
-            self._total = sum(path.lstat().st_size for path in self._leftovers)
+            self._total = sum(_size_of(path) for path in self._leftovers)
         except BlockingIOError as error:
             self.close()
             raise RunCodeError("busy", f"another gateway keeps its events in {self._folder}") from error
@@ -198,7 +200,7 @@ class EventSpool:
         """Its events are delivered."""
         self._leftovers.remove(path)
         with contextlib.suppress(OSError):
-            self._total -= path.lstat().st_size
+            self._total -= _size_of(path)
             path.unlink()
 
     def _parse_lines(self, path: Path, raw: bytes) -> list[GatewayEvent]:
@@ -221,10 +223,23 @@ def _read_own_file(path: Path) -> bytes | None:
         descriptor = os.open(path, os.O_RDONLY | _FLAGS)
     except OSError:
         return None
-    with os.fdopen(descriptor, "rb") as file:
-        seen = os.fstat(file.fileno())
-        plain = stat.S_ISREG(seen.st_mode) and seen.st_uid == os.geteuid() and seen.st_nlink == 1
-        # A line may go over the size at which a file is ended.
-        if not plain or seen.st_size > 2 * SEGMENT_BYTES:
+    try:
+        if not _is_own(os.fstat(descriptor)):
             return None
-        return file.read(2 * SEGMENT_BYTES)
+        with os.fdopen(os.dup(descriptor), "rb") as file:
+            return file.read(_FILE_MAX)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _is_own(seen: os.stat_result) -> bool:
+    plain = stat.S_ISREG(seen.st_mode) and seen.st_uid == os.geteuid() and seen.st_nlink == 1
+    return plain and seen.st_size <= _FILE_MAX
+
+
+def _size_of(path: Path) -> int:
+    """What counts against the limit: a planted file of any size takes no room from events."""
+    seen = path.lstat()
+    return seen.st_size if _is_own(seen) else 0
