@@ -1,4 +1,4 @@
-"""The internal API against strangers, people's tokens and gateways that lie; a gateway against a control plane that does."""
+"""The internal API against strangers, tokens and lying gateways; a gateway against a lying control plane."""
 
 from __future__ import annotations
 
@@ -63,6 +63,8 @@ async def test_nobody_without_a_live_gateways_credential_is_answered(world: Worl
         twice = await world.post(name, {}, version, f"Authorization: Gateway {world.credential}")
         assert twice.status == 401
         as_token = await world.post(name, {}, version, f"Authorization: Token {token}", credential="")
+        assert as_token.status == 401
+        as_token = await world.post(name, {}, version, f"Authorization: Token {world.credential}", credential="")
         assert as_token.status == 401
     assert (await world.door.get("/internal/gateway/changes", version)).status == 401
     # A gateway's credential is nothing on the public API, under either name.
