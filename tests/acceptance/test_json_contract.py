@@ -88,7 +88,11 @@ def _below(path: str, name: str) -> str:
 def _names_of_type(value: object) -> set[str]:
     if isinstance(value, str):
         return {"string", "time"} if _TIME.fullmatch(value) else {"string"}
-    return {{bool: "boolean", int: "integer", type(None): "null", dict: "object", list: "array"}[type(value)]}
+    return {
+        {bool: "boolean", int: "integer", type(None): "null", dict: "object", list: "array", float: "number"}[
+            type(value)
+        ]
+    }
 
 
 def takes_json(command: str) -> bool:
@@ -395,6 +399,23 @@ def test_every_verb_of_the_operator_is_the_table(tmp_path: Path) -> None:
         ask("token", "token", "revoke", str(spare["id"]))
         ask("workspace", "workspace", "create", "one", "--custom-title", "Billing")
         assert ask("workspace", "workspace", "start", "one")["state"] == "running"
+        ask("user quota", "user", "quota", mira, "--workspaces", "3")
+        ask("workspace", "workspace", "set", "one", "--size", "small")
+        ask("workspace sizes", "workspace", "sizes")
+        ask("workspace show", "workspace", "show", "one")
+        ask("workspace show", "workspace", "retry", "one")
+        ask("team", "team", "create", "crew")
+        ask("team", "team", "members", "crew")
+        ask("team member", "team", "add", "crew", mira)
+        ask("team", "team", "list")
+        ask("workspace share", "workspace", "share", "one", "--team", "crew")
+        ask("team member", "team", "remove", "crew", mira)
+        ask("team delete", "team", "delete", "crew")
+        ask("database check", "database", "check")
+        ask("database vacuum", "database", "vacuum")
+        copy = tmp_path / "copy"
+        ask("backup", "backup", str(copy))
+        ask("restore", "restore", str(copy), "--data-dir", str(tmp_path / "restored"))
         ask("workspace share", "workspace", "share", "one", mira)
         ask("workspace unshare", "workspace", "unshare", "one", mira)
         laptop = Laptop(tmp_path / "laptop")

@@ -241,7 +241,7 @@ async def test_a_head_without_end_is_cut_off(plane: ControlPlane) -> None:
                 sent += len(line)
         except ConnectionError:
             pass
-        assert sent < 4 * 1024 * 1024
+        assert sent < 16 * 1024 * 1024  # what both sockets hold, and no more
         writer.close()
         await until(lambda: door.doorman.connections == 0)
 
@@ -408,7 +408,7 @@ async def test_a_failure_quotes_nothing_of_the_request_and_has_its_id(
     assert secret.split()[1] not in told
     assert "RuntimeError" in told
     assert "ValueError" in told
-    assert "in mint_session" in told
+    assert "in answer_mint" in told
     (line,) = [line for line in map(json.loads, told.splitlines()) if line.get("request_id") == request_id]
     assert (line["route"], line["status"]) == ("/api/rc/workspace/{raw_id}/ssh-session", 500)
     assert (line["user_id"], line["token_id"]) == (1, 1)

@@ -123,12 +123,12 @@ async def test_a_round_that_the_database_refuses_leaves_nothing_and_the_next_one
     assert await mint(server, token) == 200
     await plane.tokens.close()
     # The sessions are stored by then; their records are what fails.
-    with sqlite3.connect(plane.store.path, timeout=10) as database:
+    with sqlite3.connect(plane.store.shown, timeout=10) as database:
         database.execute("CREATE TRIGGER no BEFORE INSERT ON events BEGIN SELECT RAISE(ABORT, 'no'); END")
     database.close()
     assert await asyncio.gather(*(mint(server, token) for _ in range(8))) == [503] * 8
     assert len(await live_sessions(plane)) == 1
-    with sqlite3.connect(plane.store.path, timeout=10) as database:
+    with sqlite3.connect(plane.store.shown, timeout=10) as database:
         database.execute("DROP TRIGGER no")
     database.close()
     assert await asyncio.gather(*(mint(server, token) for _ in range(8))) == [200] * 8

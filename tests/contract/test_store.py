@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import CheckConstraint, Connection, func, inspect, select, text
+from sqlalchemy.orm import Session
 
 from runcode.controlplane import changes
 from runcode.controlplane.store import migrate
@@ -60,6 +61,34 @@ async def test_a_new_database_is_private_complete_and_alone_in_its_folder(tmp_pa
     before = path.read_bytes()
     await (await Store.open(path, verify=True)).close()
     assert path.read_bytes() == before
+
+
+async def test_a_transaction_in_one_piece_is_whole_or_not_there(location: Location) -> None:
+    store = await Store.open(location)
+
+    def add(session: Session) -> int:
+        session.add(ChangeRow(at=START, kind=changes.CREATED, workspace_id=1))
+        session.flush()
+        return session.scalar(select(func.count(ChangeRow.id))) or 0
+
+    def fail(session: Session) -> None:
+        add(session)
+        raise RunCodeError("conflict", "no")
+
+    assert [await store.write_whole(add) for _ in range(2)] == [1, 2]
+    with pytest.raises(RunCodeError, match="no"):
+        await store.write_whole(fail)
+    assert await asyncio.gather(*(store.write_whole(add) for _ in range(4)), append(store)) == [3, 4, 5, 6, None]
+    # Whoever is cancelled meanwhile leaves nothing half done, and no lock behind.
+    leaving = asyncio.ensure_future(store.write_whole(add))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert await count_changes(store) == 8
+    await append(store)
+    await store.close()
 
 
 async def test_the_models_are_what_the_migrations_make(location: Location) -> None:

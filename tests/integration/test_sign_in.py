@@ -118,7 +118,6 @@ def test_the_first_start_shows_a_link_to_a_terminal_alone(tmp_path: Path) -> Non
         assert set(facts) == {
             "api_base",
             "web_base",
-            "metrics_url",
             "ssh_host",
             "ssh_port",
             "admin_email",

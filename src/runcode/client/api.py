@@ -253,7 +253,10 @@ class Api:
                 raw=_read_bounded(reply),
             )
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise RunCodeError("network", f"no answer from {self.base}: {_reason(error)}") from error
+            resolution = _CERTIFICATE_RESOLUTION if getattr(error, "verify_message", None) else None
+            raise RunCodeError(
+                "network", f"no answer from {self.base}: {_reason(error)}", resolution=resolution
+            ) from error
         finally:
             connection.close()
 
@@ -406,6 +409,9 @@ class _TimedReader(io.RawIOBase):
     def close(self) -> None:
         self._raw.close()
         super().close()
+
+
+_CERTIFICATE_RESOLUTION = "if the operator has a CA of their own, name its certificate: SSL_CERT_FILE=FILE"
 
 
 def _reason(error: Exception) -> str:

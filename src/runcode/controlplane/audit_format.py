@@ -28,6 +28,9 @@ _CHAIN: Final = b"runcode audit chain v1\n"
 _RECORD: Final = b"runcode audit record v1\n"
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.timezone.utc)
 _MICROSECOND = datetime.timedelta(microseconds=1)
+_PLAIN: Final = frozenset((str, int, bool, type(None)))
+# Made once: `json.dumps` makes an encoder for each record.
+_encode: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode
 TIMES: Final = ("at", "recorded_at", "started_at")
 # Every column of the table but the hash itself; a test holds them against the table.
 COLUMNS: Final = (
@@ -69,7 +72,7 @@ def render_record(values: Mapping[str, Any]) -> bytes:
 def render_json(value: Mapping[str, Any]) -> bytes:
     """One spelling for one value. Raises ValueError for a float, or any type but text, integer, null, bool and dict."""
     _check(value)
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
+    return _encode(value).encode("ascii")
 
 
 def _render_time(moment: datetime.datetime | None) -> int | None:
@@ -81,11 +84,12 @@ def _render_time(moment: datetime.datetime | None) -> int | None:
     return (moment - _EPOCH) // _MICROSECOND
 
 
-def _check(value: object) -> None:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            if type(key) is not str:
-                raise ValueError("a key that is no text")
-            _check(inner)
-    elif value is not None and type(value) not in (str, int, bool):
-        raise ValueError(f"a {type(value).__name__} has no one spelling")
+def _check(value: Mapping[str, Any]) -> None:
+    for key, inner in value.items():
+        if type(key) is not str:
+            raise ValueError("a key that is no text")
+        if type(inner) in _PLAIN:
+            continue
+        if not isinstance(inner, Mapping):
+            raise ValueError(f"a {type(inner).__name__} has no one spelling")
+        _check(inner)

@@ -199,7 +199,9 @@ async def _run(
     idle.start()
     stack.push_async_callback(idle.close)
 
-    facts = {"api_base": front.base, "web_base": front.base, "metrics_url": front.metrics_url, **facts}
+    facts = {"api_base": front.base, "web_base": front.base, **facts}
+    if front.metrics_url is not None:
+        facts["metrics_url"] = front.metrics_url
     front.serve(plane)
     stack.push_async_callback(front.close)
     await front.wait_until_answering()
@@ -360,7 +362,7 @@ async def _report_obstacles(runtimes: dict[str, Runtime]) -> list[RuntimeOffer]:
 def _greet(options: UpOptions, facts: dict[str, object], first_access: FirstAccess | None) -> None:
     """What a person needs next. Secrets only on a terminal: a log file is no place for them."""
     say(f"control plane on {facts['api_base']}")
-    if facts["metrics_url"] is not None:
+    if "metrics_url" in facts:
         say(f"metrics on {facts['metrics_url']}")
     gateway = "off" if facts["ssh_host"] is None else f"on {facts['ssh_host']} port {facts['ssh_port']}"
     say(f"SSH gateway {gateway}")

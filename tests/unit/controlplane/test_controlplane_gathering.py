@@ -155,3 +155,20 @@ async def test_finishing_waits_for_whoever_asked() -> None:
     await rounds.gathering.finish()
     assert [task.done() or await task for task in asked] == [True, True, True]
     await rounds.gathering.finish()
+
+
+async def test_a_pause_ends_when_as_many_are_back_as_were_answered() -> None:
+    rounds = Rounds(pause_s=3600)
+    assert await asyncio.gather(*rounds.ask("a", "b")) == ["A", "B"]
+    early = rounds.ask("c")
+    await settle()
+    assert rounds.seen == [["a", "b"]]
+    assert await asyncio.gather(*early, *rounds.ask("d")) == ["C", "D"]
+    assert rounds.seen == [["a", "b"], ["c", "d"]]
+
+
+async def test_a_pause_is_bounded_for_the_one_who_comes_alone() -> None:
+    rounds = Rounds(pause_s=0.001)
+    await asyncio.gather(*rounds.ask("a", "b"))
+    assert await asyncio.gather(*rounds.ask("c")) == ["C"]
+    assert rounds.seen == [["a", "b"], ["c"]]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
-from runcode.controlplane.routes.rendering import render_bundle, render_quota, render_workspace
+from runcode.controlplane.plane import ControlPlane
+from runcode.controlplane.routes.rendering import render_minted, render_quota, render_workspace
 from runcode.controlplane.routes.request_io import (
     Authenticated,
     Plane,
+    Scope,
     parse_id,
-    plane_of,
+    parse_json_object,
     read_json_object,
     recall,
 )
@@ -109,20 +111,29 @@ async def stop_workspace(request: Request, plane: Plane, caller: Authenticated) 
 )
 async def mint_session(request: Request) -> Response:
     """Mint a session: register a public key for one running workspace, for a while."""
-    # Neither arguments nor answer pass through FastAPI: that would cost a third of all the rest. Minting looks at the
-    # token again, in its transaction.
-    caller = await recall(request)
-    workspace_id = parse_id(request.path_params["raw_id"])
-    body = await read_json_object(request)
-    grant = await plane_of(request).sessions.register_session(
+    raw = await answer_mint(request.scope, request.path_params["raw_id"], await request.body())
+    return Response(raw, media_type="application/json")
+
+
+async def answer_mint(scope: Scope, raw_id: str, raw_body: bytes) -> bytes:
+    """The answer's JSON.
+
+    Neither arguments nor answer pass through FastAPI: that would cost more than all the rest.
+    """
+    # Minting looks at the token again, in its transaction.
+    caller = await recall(scope)
+    workspace_id = parse_id(raw_id)
+    body = parse_json_object(raw_body)
+    plane: ControlPlane = scope["app"].state.plane
+    grant = await plane.sessions.register_session(
         caller,
         workspace_id,
         raw_public_key=body.get("public_key"),
         raw_ttl=body.get("ttl"),
         raw_client=body.get("client"),
     )
-    plane_of(request).metrics.count_mint()
-    return JSONResponse({"error": False, "bundle": render_bundle(grant)})
+    plane.metrics.count_mint()
+    return render_minted(grant)
 
 
 async def _read_workspace_id(request: Request) -> int:

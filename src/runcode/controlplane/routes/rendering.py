@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
+import json
 
 from runcode.controlplane.records import (
     QuotaRecord,
@@ -116,19 +118,37 @@ def render_offer(offer: RuntimeOffer) -> dict[str, object]:
     }
 
 
-def render_bundle(grant: SessionGrant) -> dict[str, object]:
-    endpoint = grant.endpoint
-    title = grant.session.workspace_title
-    return {
-        "session_id": grant.session.id,
+def render_minted(grant: SessionGrant) -> bytes:
+    """A mint's whole answer as JSON. Only the session's number and its end are not the workspace's."""
+    session = grant.session
+    before, after = _render_bundle_parts(grant.endpoint, session.workspace_title, grant.workdir)
+    expires_at = _render_shared_timestamp(session.expires_at)
+    return b'{"error":false,"bundle":{"session_id":%d,%b,"expires_at":"%b",%b}}' % (
+        session.id, before, expires_at, after,
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=1024)
+def _render_bundle_parts(endpoint: SshEndpoint, title: str, workdir: str) -> tuple[bytes, bytes]:
+    """The members of a bundle's JSON between its session's number and its end, and those after."""
+    before = {
         "host": endpoint.host,
         "port": endpoint.port,
         "user": title,
         "known_hosts": _render_known_hosts(endpoint),
         "ssh_config": _render_ssh_config(endpoint.host, endpoint.port, title),
-        "expires_at": render_timestamp(grant.session.expires_at),
-        "workdir": grant.workdir,
     }
+    return _render_members(before), _render_members({"workdir": workdir})
+
+
+def _render_members(members: dict[str, object]) -> bytes:
+    return json.dumps(members, ensure_ascii=False, separators=(",", ":"))[1:-1].encode()
+
+
+# Sessions that are minted together end together.
+@functools.lru_cache(maxsize=256)
+def _render_shared_timestamp(moment: datetime.datetime) -> bytes:
+    return render_timestamp(moment).encode("ascii")
 
 
 # The same text in every bundle, until the gateway moves or changes its keys.

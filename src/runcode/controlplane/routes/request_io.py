@@ -8,8 +8,8 @@ JSON that is not what its reader thinks.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
-from typing import Annotated, Any
+from collections.abc import Collection, MutableMapping
+from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
 
@@ -19,6 +19,7 @@ from runcode.controlplane.records import Caller
 from runcode.core.errors import RunCodeError
 
 _ID_DIGITS_MAX = 18
+Scope = MutableMapping[str, Any]
 
 
 def plane_of(request: Request) -> ControlPlane:
@@ -29,24 +30,29 @@ def plane_of(request: Request) -> ControlPlane:
 
 async def authenticate(request: Request) -> Caller:
     """The caller by `Authorization: Token …`, and by nothing else: never a cookie, never the URL."""
-    caller = await plane_of(request).tokens.authenticate(_read_token(request), source=source_of(request))
-    note_caller(request, caller)
+    return await _authenticate(request.scope)
+
+
+async def recall(scope: Scope) -> Caller:
+    """As `authenticate`, but the token may have been revoked within the last minute: see `Tokens.recall`."""
+    token = _read_token(scope)
+    found = None if token is None else scope["app"].state.plane.tokens.recall(token, source=_source_of(scope))
+    if found is None:
+        return await _authenticate(scope)
+    _note_caller(scope, found)
+    return cast(Caller, found)
+
+
+async def _authenticate(scope: Scope) -> Caller:
+    plane: ControlPlane = scope["app"].state.plane
+    caller = await plane.tokens.authenticate(_read_token(scope), source=_source_of(scope))
+    _note_caller(scope, caller)
     return caller
 
 
-async def recall(request: Request) -> Caller:
-    """As `authenticate`, but the token may have been revoked within the last minute: see `Tokens.recall`."""
-    token = _read_token(request)
-    found = None if token is None else plane_of(request).tokens.recall(token, source=source_of(request))
-    if found is None:
-        return await authenticate(request)
-    note_caller(request, found)
-    return found
-
-
-def _read_token(request: Request) -> str | None:
-    headers = request.headers.getlist("authorization")
-    scheme, _, token = headers[0].partition(" ") if len(headers) == 1 else ("", "", "")
+def _read_token(scope: Scope) -> str | None:
+    headers = [value for name, value in scope["headers"] if name == b"authorization"]
+    scheme, _, token = headers[0].decode("latin-1").partition(" ") if len(headers) == 1 else ("", "", "")
     return token.strip() if scheme.lower() == "token" else None
 
 
@@ -55,15 +61,24 @@ def note_caller(request: Request, caller: Caller) -> None:
 
     Raises `rate_limited`.
     """
-    request.state.caller = caller
-    limits: RateLimits | None = request.app.state.limits
+    _note_caller(request.scope, caller)
+
+
+def _note_caller(scope: Scope, caller: Caller) -> None:
+    scope.setdefault("state", {})["caller"] = caller
+    limits: RateLimits | None = scope["app"].state.limits
     if limits is not None:
         limits.require_caller(("web", caller.web_session_id) if caller.token_id is None else caller.token_id)
 
 
 def source_of(request: Request) -> str:
     """The peer's address, as the server that we trust before us says; empty where there is none."""
-    return request.client.host[:64] if request.client is not None else ""
+    return _source_of(request.scope)
+
+
+def _source_of(scope: Scope) -> str:
+    client = scope.get("client")
+    return str(client[0])[:64] if client else ""
 
 
 async def _depend_on_plane(request: Request) -> ControlPlane:
@@ -86,8 +101,13 @@ def parse_id(raw_id: object) -> int:
 
 async def read_json_object(request: Request) -> dict[str, Any]:
     """The body as one JSON object, whatever its content type says; no key may stand twice."""
+    return parse_json_object(await request.body())
+
+
+def parse_json_object(raw: bytes) -> dict[str, Any]:
+    """As `read_json_object` reads it. Raises `bad_request`."""
     try:
-        value = json.loads(await request.body(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = _decoder.decode(raw.decode(json.detect_encoding(raw), "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise RunCodeError("bad_request", "the body is not valid JSON") from error
     if not isinstance(value, dict):
@@ -135,3 +155,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
+
+
+# Made once: `json.loads` makes a decoder for each body.
+_decoder = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)

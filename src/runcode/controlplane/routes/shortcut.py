@@ -1,7 +1,7 @@
 """A shorter way to the one route that agents call all the time: `POST …/workspace/ID/ssh-session`.
 
 Owns: nothing but the way. What is called, and what it answers, are the route's own
-(`api.mint_session`), and the limits and headers of `Edge` lie outside this. The
+(`api.answer_mint`), and the limits and headers of `Edge` lie outside this. The
 walk through the router and its wrappers costs as much as all that the route does.
 
 Never: another rule than the router's. What does not look exactly like such a call
@@ -26,6 +26,7 @@ _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
 _ROUTE = next(route for route in api.router.routes if getattr(route, "endpoint", None) is api.mint_session)
+_JSON = (b"content-type", b"application/json")
 _PATH = re.compile(re.escape(wire.API_PREFIX) + r"/workspace/([0-9]{1,18})/ssh-session", re.ASCII)
 
 
@@ -45,9 +46,14 @@ class MintShortcut:
         # As the router leaves them for whoever looks at the scope afterwards.
         scope["route"] = _ROUTE
         scope["path_params"] = {"raw_id": found[1]}
-        request = Request(scope, receive)
+        # `Edge` has read it, and gives it whole.
+        raw_body: bytes = (await receive())["body"]
         try:
-            response = await api.mint_session(request)
+            raw = await api.answer_mint(scope, found[1], raw_body)
         except RunCodeError as error:
-            response = await scope["app"].exception_handlers[RunCodeError](request, error)
-        await response(scope, receive, send)
+            response = await scope["app"].exception_handlers[RunCodeError](Request(scope, receive), error)
+            await response(scope, receive, send)
+            return
+        headers = [(b"content-length", b"%d" % len(raw)), _JSON]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": raw})

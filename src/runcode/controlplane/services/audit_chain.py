@@ -17,9 +17,9 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from sqlalchemy import delete, event, select, update
+from sqlalchemy import Table, bindparam, delete, event, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session, SessionTransaction
 
@@ -52,11 +52,10 @@ Values = dict[str, Any]
 StatementMaker = Callable[[ChainHead, int, str], str]
 
 
-def add(session: AsyncSession, values: Values) -> None:
+def add(session: Session, values: Values) -> None:
     """Let this record be part of the transaction. `values` has every column but `id` and `hash`."""
-    sync = session.sync_session
-    waiting: list[tuple[Values, SessionTransaction | None]] = sync.info.setdefault(_WAITING, [])
-    waiting.append((values, sync.get_nested_transaction()))
+    waiting: list[tuple[Values, SessionTransaction | None]] = session.info.setdefault(_WAITING, [])
+    waiting.append((values, session.get_nested_transaction()))
 
 
 async def load_head(session: AsyncSession) -> ChainHead:
@@ -99,6 +98,11 @@ _HEAD_COLUMNS = (
     ChainRow.pruned_statement,
 )
 
+_chain = cast(Table, ChainRow.__table__)
+# Made once, and past the ORM: every transaction that notes something runs them.
+_SELECT_HEAD = select(_chain.c.count, _chain.c.hash).where(_chain.c.id == HEAD).with_for_update()
+_MOVE_HEAD = update(_chain).where(_chain.c.id == HEAD).values(count=bindparam("to_count"), hash=bindparam("to_hash"))
+
 
 def _headless() -> RunCodeError:
     return RunCodeError(
@@ -135,7 +139,8 @@ def _is_part_of(within: SessionTransaction | None, ended: SessionTransaction) ->
 
 
 def _append(session: Session, records: list[Values]) -> None:
-    head = session.execute(select(ChainRow.count, ChainRow.hash).where(ChainRow.id == HEAD).with_for_update()).first()
+    connection = session.connection()
+    head = connection.execute(_SELECT_HEAD).first()
     if head is None:
         raise _headless()
     count, last = head
@@ -146,7 +151,7 @@ def _append(session: Session, records: list[Values]) -> None:
         last = row["hash"] = hash_record(last, row)
         rows.append(row)
     insert_rows(session, EventRow, rows)
-    session.execute(update(ChainRow).where(ChainRow.id == HEAD).values(count=count, hash=last))
+    connection.execute(_MOVE_HEAD, {"to_count": count, "to_hash": last})
 
 
 def make_values(

@@ -92,7 +92,7 @@ class Events:
                 detail = mask_detail(event.kind, event.detail, self._patterns)
                 if event.kind == CONNECTION and event.session_id in tokens:
                     detail["token_id"], detail["token"] = tokens[event.session_id]
-                audit_chain.add(session, _as_values(gateway, event, now, detail))
+                audit_chain.add(session.sync_session, _as_values(gateway, event, now, detail))
 
     async def end_missing(self, gateway: str, live: Collection[str], reason: str, *, beginning: str = "") -> int:
         """End everything that `gateway` started, save the `live` subjects; returns how many that were. Idempotent.

@@ -33,7 +33,7 @@ _FOR_ALL = frozenset(("busy", "io_error", "unavailable", "not_ready"))
 class Gathering(Generic[_Question, _Answer]):
     """`answer_round` gives an answer for each question, in order; a RunCodeError among them is that asker's refusal.
 
-    `pause_s` lies between two rounds when there is a crowd.
+    When there is a crowd, up to `pause_s` lie between two rounds: less, if it is back sooner.
     """
 
     def __init__(
@@ -50,6 +50,9 @@ class Gathering(Generic[_Question, _Answer]):
         self._pause_s = pause_s
         self._waiting: deque[tuple[_Question, asyncio.Future[_Answer]]] = deque()
         self._rounds: asyncio.Task[None] | None = None
+        # Done when as many wait as were answered last; only during the pause.
+        self._crowd = 0
+        self._crowded: asyncio.Future[None] | None = None
 
     async def ask(self, question: _Question) -> _Answer:
         """Raises what the round refuses it with, or `busy` when too many wait."""
@@ -58,6 +61,8 @@ class Gathering(Generic[_Question, _Answer]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_Answer] = loop.create_future()
         self._waiting.append((question, future))
+        if self._crowded is not None and len(self._waiting) >= self._crowd and not self._crowded.done():
+            self._crowded.set_result(None)
         if self._rounds is None:
             # A context of its own: a round is no part of the call that happens to begin it.
             self._rounds = loop.create_task(self._run_rounds(), context=contextvars.Context())
@@ -80,12 +85,20 @@ class Gathering(Generic[_Question, _Answer]):
                     await self._run_round(taken)
                 if len(taken) > 1 and self._pause_s:
                     # Whoever was answered together comes again together: one large round, not two halves for ever.
-                    await asyncio.sleep(self._pause_s)
+                    await self._pause(len(taken))
         finally:
             self._rounds = None
             # Only when this task was cancelled, which is the end of the event loop.
             for _, future in self._waiting:
                 future.cancel()
+
+    async def _pause(self, crowd: int) -> None:
+        """Until as many wait as were answered, at most `pause_s`."""
+        if len(self._waiting) < crowd:
+            self._crowd = crowd
+            self._crowded = asyncio.get_running_loop().create_future()
+            await asyncio.wait([self._crowded], timeout=self._pause_s)
+            self._crowded = None
 
     async def _run_round(self, taken: list[tuple[_Question, asyncio.Future[_Answer]]]) -> None:
         try:

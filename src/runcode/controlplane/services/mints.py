@@ -14,17 +14,17 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
-from sqlalchemy import Integer, Table, and_, bindparam, insert, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import Integer, Table, and_, bindparam, func, or_, select, update
+from sqlalchemy.orm import Session
 from sqlalchemy.types import TypeEngine
 
 from runcode.controlplane.records import Caller, SessionRecord, SshEndpoint
 from runcode.controlplane.services import access, audit
 from runcode.controlplane.states import RUNNING, SCOPE_CONNECT, show_state
 from runcode.controlplane.store.models import SessionRow, TokenRow, UserRow, UtcTime
-from runcode.controlplane.store.row_lists import render_rows, row_list
+from runcode.controlplane.store.row_lists import insert_rows, render_rows, row_list
 from runcode.core.errors import RunCodeError
 
 
@@ -54,6 +54,14 @@ class _Session:
     created_at: datetime.datetime
     expires_at: datetime.datetime
     released_at: datetime.datetime | None = None
+
+
+class _Bounds(NamedTuple):
+    """What a token allows now."""
+
+    expires_at: datetime.datetime | None
+    scopes: frozenset[str]
+    workspace_ids: frozenset[int] | None
 
 
 _sessions = cast(Table, SessionRow.__table__)
@@ -93,33 +101,29 @@ _TOKEN = slice(9, 13)
 _HOLDER = slice(13, None)
 _CHANGING = ("token_id", "client", "created_at", "expires_at", "released_at")
 _STORED = ("user_id", "workspace_id", "fingerprint", "public_key", *_CHANGING)
-_fresh = row_list("fresh", n=Integer(), **_types(*_STORED))
-# Ids grow in the order of the rows, so they can be told apart without a look at what else comes back.
-_INSERT_FRESH = (
-    insert(_sessions)
-    .from_select(_STORED, select(*(_fresh.c[name] for name in _STORED)).order_by(_fresh.c.n))
-    .returning(_columns.id)
-)
+# Under the write lock ids grow in the order of the rows. They are asked for afterwards: with `returning`, sqlite3
+# gives Python's lock away and waits for it again at each row.
+_SELECT_NEWEST = select(func.coalesce(func.max(_columns.id), 0))
+_SELECT_FRESH = select(_columns.id).where(_columns.id > bindparam("newest", type_=Integer())).order_by(_columns.id)
 _changed = row_list("changed", **_types("id", *_CHANGING))
 _UPDATE_CHANGED = (
     update(_sessions).where(_columns.id == _changed.c.id).values({name: _changed.c[name] for name in _CHANGING})
 )
 
 
-async def mint_all(
-    session: AsyncSession, mints: Sequence[Mint], endpoint: SshEndpoint | None, moment: datetime.datetime
+def mint_all(
+    session: Session, mints: Sequence[Mint], endpoint: SshEndpoint | None, moment: datetime.datetime
 ) -> list[SessionRecord | RunCodeError]:
     """A record for each that may, a refusal for each that may not. Part of a transaction that has the write lock."""
     now = moment.replace(microsecond=0)
-    connection = await session.connection()
+    connection = session.connection()
     wanted = render_rows(
         (n, mint.caller.user_id, mint.workspace_id, mint.caller.token_id, mint.fingerprint)
         for n, mint in enumerate(mints)
     )
-    facts = {row[0]: row for row in await connection.execute(_SELECT_FACTS, {"wanted": wanted, "now": now})}
-    holders = {
-        row.fingerprint: row for row in (_Session(*row[_HOLDER]) for row in facts.values()) if row.id is not None
-    }
+    facts = {row[0]: row for row in connection.execute(_SELECT_FACTS, {"wanted": wanted, "now": now}).all()}
+    held_now = (_Session(*row[_HOLDER]) for row in facts.values() if row[_HOLDER.start] is not None)
+    holders = {row.fingerprint: row for row in held_now}
 
     outcomes: list[tuple[str, _Session] | RunCodeError] = []
     fresh: list[_Session] = []
@@ -146,14 +150,18 @@ async def mint_all(
     if changed:
         # Keys are let go of before others take them: no two rows may hold one.
         rows = render_rows((row.id, *(getattr(row, name) for name in _CHANGING)) for row in changed.values())
-        await connection.execute(_UPDATE_CHANGED, {"changed": rows})
+        connection.execute(_UPDATE_CHANGED, {"changed": rows})
     if fresh:
-        rows = render_rows((n, *(getattr(row, name) for name in _STORED)) for n, row in enumerate(fresh))
-        ids = sorted(row[0] for row in (await connection.execute(_INSERT_FRESH, {"fresh": rows})).all())
+        before = connection.execute(_SELECT_NEWEST).scalar_one()
+        insert_rows(session, SessionRow, [{name: getattr(row, name) for name in _STORED} for row in fresh])
+        newest = connection.execute(_SELECT_NEWEST).scalar_one()
+        ids: Sequence[int] = range(before + 1, newest + 1)
+        if len(ids) != len(fresh):
+            ids = connection.execute(_SELECT_FRESH, {"newest": before}).scalars().all()
         for row, row_id in zip(fresh, ids, strict=True):
             row.id = row_id
     return [
-        outcome if isinstance(outcome, RunCodeError) else await _note(session, mint, *outcome, moment)
+        outcome if isinstance(outcome, RunCodeError) else _note(session, mint, *outcome, moment)
         for mint, outcome in zip(mints, outcomes, strict=True)
     ]
 
@@ -166,12 +174,14 @@ def _find_bounds(caller: Caller, token: Any) -> Caller | None:
     user_id, expires_at, scopes, workspace_ids = token
     if user_id is None or caller.token_id is None:
         return None
-    return replace(
-        caller,
-        token_expires_at=expires_at,
+    bounds = _Bounds(
+        expires_at=expires_at,
         scopes=frozenset(scopes),
         workspace_ids=None if workspace_ids is None else frozenset(workspace_ids),
     )
+    if bounds == (caller.token_expires_at, caller.scopes, caller.workspace_ids):
+        return caller
+    return replace(caller, token_expires_at=bounds.expires_at, scopes=bounds.scopes, workspace_ids=bounds.workspace_ids)
 
 
 def _judge_workspace(mint: Mint, caller: Caller, facts: Any, endpoint: SshEndpoint | None) -> str:
@@ -230,10 +240,8 @@ def _extend(held: _Session, mint: Mint, caller: Caller, now: datetime.datetime) 
     held.created_at = min(held.created_at, now)
 
 
-async def _note(
-    session: AsyncSession, mint: Mint, title: str, held: _Session, moment: datetime.datetime
-) -> SessionRecord:
-    await audit.note(
+def _note(session: Session, mint: Mint, title: str, held: _Session, moment: datetime.datetime) -> SessionRecord:
+    audit.add_note(
         session,
         audit.SESSION_MINTED,
         moment,

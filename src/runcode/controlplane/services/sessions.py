@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from runcode.controlplane import changes
 from runcode.controlplane.clock import Clock
@@ -34,7 +35,7 @@ from runcode.core.errors import RunCodeError
 # A round's transaction keeps every other writer out; a hundred mints take some milliseconds.
 _ROUND_MAX = 100
 _WAITING_MAX = 2000
-_PAUSE_S = 0.001
+_PAUSE_S = 0.006
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,13 @@ class Sessions:
         await self._mints.finish()
 
     async def _mint_round(self, mints: Sequence[Mint]) -> list[SessionGrant | RunCodeError]:
-        async with self._store.write() as session:
-            endpoint = self._endpoint.find()
-            minted = await mint_all(session, mints, endpoint, self._clock.now())
+        endpoint = self._endpoint.find()
+
+        def work(session: Session) -> list[SessionRecord | RunCodeError]:
+            # Under the lock: whoever had it before may have taken what this is about.
+            return mint_all(session, mints, endpoint, self._clock.now())
+
+        minted = await self._store.write_whole(work)
         grants: list[SessionGrant | RunCodeError] = []
         for each in minted:
             if isinstance(each, SessionRecord):

@@ -7,12 +7,15 @@ what a failure becomes); an implementation has the SQL and the driver's ways.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from sqlalchemy import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
+from sqlalchemy.orm import Session
 
 from runcode.core.errors import RunCodeError
+
+_T = TypeVar("_T")
 
 
 class Probe(Protocol):
@@ -40,6 +43,12 @@ class Database(Protocol):
 
     async def begin_write(self, session: AsyncSession) -> None:
         """Wait until no other writer of any process is left, and keep it so until the transaction ends."""
+        ...
+
+    async def run_write(self, work: Callable[[Session], _T]) -> _T:
+        """`work` as one write transaction, begun, committed and undone as `Store.write` does; a driver's own thread
+        may run it, all in one go.
+        """
         ...
 
     async def announce(self, session: AsyncSession) -> None:

@@ -21,11 +21,13 @@ import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TypeVar
 
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
 from runcode.controlplane.store import uncancelled
 from runcode.controlplane.store.database import Database, Probe
@@ -36,6 +38,7 @@ from runcode.core.errors import RunCodeError
 # Set in `AsyncSession.info` by whoever appends to the change feed.
 _CHANGED = "runcode_changed"
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 class Store:
@@ -115,6 +118,20 @@ class Store:
         if changed:
             for listener in list(self._listeners):
                 listener()
+
+    async def write_whole(self, work: Callable[[Session], _T]) -> _T:
+        """As `write`, for what is done all the time: every statement stands in `work`, which another thread may run.
+
+        So it touches nothing of the event loop, changes nothing that others see, and
+        adds nothing to the change feed. It runs to its end, whoever is cancelled.
+        """
+        began = time.perf_counter()
+        with self.translated():
+            async with self._write_turn:
+                done = await uncancelled.finish(self._database.run_write(work))
+        if self.on_write is not None:
+            self.on_write(time.perf_counter() - began)
+        return done
 
     def listen(self, listener: Callable[[], None]) -> Callable[[], None]:
         """Call `listener` after each commit of this process that added to the change feed; returns its undoing."""

@@ -23,13 +23,14 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg.types.string import StrDumperUnknown
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from runcode.controlplane.store import migrate, postgres_failures
@@ -37,6 +38,7 @@ from runcode.controlplane.store.location import PostgresUrl
 from runcode.core.errors import RunCodeError
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 OLDEST_SERVER = 130000
 _POOL_SIZE = 8
 _POOL_TIMEOUT_S = 10
@@ -96,6 +98,17 @@ class PostgresDatabase:
 
     async def announce(self, session: AsyncSession) -> None:
         await session.execute(text(f"SELECT pg_notify('{_CHANNEL}', '')"))
+
+    async def run_write(self, work: Callable[[Session], _T]) -> _T:
+        """The driver has no thread: its waits lie between the statements."""
+        session = AsyncSession(self.writer, expire_on_commit=False)
+        try:
+            await self.begin_write(session)
+            done = await session.run_sync(work)
+            await session.commit()
+            return done
+        finally:
+            await session.close()
 
     async def open_probe(self, listen: Callable[[Callable[[], None]], Callable[[], None]]) -> CommitProbe:
         connection = await _connect(self.url)

@@ -14,21 +14,25 @@ import asyncio
 import contextlib
 import sqlite3
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import aiosqlite
 from sqlalchemy import URL, Connection, Engine, create_engine, event, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
+from sqlalchemy.orm import Session
 from sqlalchemy.pool import NullPool
 
 from runcode.controlplane.store import failures, migrate, sqlite_file, uncancelled
 from runcode.core.errors import RunCodeError
 
+_T = TypeVar("_T")
 BUSY_TIMEOUT_MS = 5000
 _POOL_SIZE = 8
 _POOL_TIMEOUT_S = 10
+_WHOLE_CACHE_KIB = 16 * 1024
 _WAL_BYTES = 4 * 1024 * 1024
 
 
@@ -51,6 +55,16 @@ class SqliteDatabase:
         _configure(engine.sync_engine)
         self.reader = engine
         self.writer = engine.execution_options(runcode_begin="BEGIN IMMEDIATE")
+        whole = create_engine(_url("sqlite", path), pool_size=1, max_overflow=0)
+        _configure(whole)
+
+        @event.listens_for(whole, "connect")
+        def widen(connection: Any, _record: object) -> None:
+            # New keys fall all over their index: with SQLite's own 2 MB each is read from the file again.
+            connection.execute(f"PRAGMA cache_size = -{_WHOLE_CACHE_KIB}")
+
+        self._whole_writer = whole.execution_options(runcode_begin="BEGIN IMMEDIATE")
+        self._thread = ThreadPoolExecutor(1, "runcode-writer")
 
     @classmethod
     async def open(cls, path: Path, *, verify: bool, upgrade: bool) -> SqliteDatabase:
@@ -59,6 +73,16 @@ class SqliteDatabase:
 
     async def begin_write(self, session: AsyncSession) -> None:
         """BEGIN IMMEDIATE is the transaction's own first statement."""
+
+    async def run_write(self, work: Callable[[Session], _T]) -> _T:
+        """In a thread that is there for it: one way there and back, where each statement of `writer` takes one."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run_write, work)
+
+    def _run_write(self, work: Callable[[Session], _T]) -> _T:
+        with Session(self._whole_writer, expire_on_commit=False) as session:
+            done = work(session)
+            session.commit()
+            return done
 
     async def announce(self, session: AsyncSession) -> None:
         """SQLite itself tells of every commit: `PRAGMA data_version`."""
@@ -73,6 +97,8 @@ class SqliteDatabase:
         return make_sync_engine(self.path)
 
     async def close(self) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._whole_writer.dispose)
+        self._thread.shutdown(wait=False)
         await self.reader.dispose()
 
 
