@@ -45,6 +45,7 @@ LONG = (
     "tests/acceptance/test_kill_rounds.py",
     "tests/integration/test_backup.py",
     "tests/integration/test_two_servers.py",
+    "tests/integration/test_gateways_apart.py",
     "tests/contract/test_store_kills.py",
     "tests/acceptance/test_story.py",
     "tests/integration/test_console_stories.py",
