@@ -86,7 +86,7 @@ async def test_it_stands_in_the_timeline(plane: ControlPlane, clock: ManualClock
     clock.advance(minutes=16)
     await plane.retention.prune()
     page = await plane.timeline.list_workspace(ann, 1, TimelineFilter(session_id=session_id))
-    assert [(record.kind, record.by) for record in page.records][0] == (audit.SESSION_EXPIRED, audit.BY_TIME)
+    assert next((record.kind, record.by) for record in page.records) == (audit.SESSION_EXPIRED, audit.BY_TIME)
 
 
 async def test_refusals_are_seen_by_the_owner_and_only_ones_own_by_who_uses(plane: ControlPlane, ann: Caller) -> None:
