@@ -30,7 +30,7 @@ from support.gateway_box import require_program
 ROOT = Path(__file__).resolve().parents[2]
 NODE_MODULES = ROOT / ".cache" / "ssh2" / "node_modules"
 _NODE_DRIVER = Path(__file__).with_name("fidelity_ssh2.cjs")
-PATIENCE_S = 90.0
+PATIENCE_S = 600.0
 
 
 class FidelityClient(Protocol):
