@@ -262,17 +262,19 @@ class _Run:
                     box.wait(90)
         except CannotGoOn as error:
             self.outcome.findings.append(f"before the plan began: {error}")
+        for wire in self.wires.values():
+            wire.patience_s = _WAIT_S
         for step in plan.steps:
-            wire = self.wires.get(step.side)
-            if wire is not None and not wire.closed:
+            speaker = self.wires.get(step.side)
+            if speaker is not None and not speaker.closed:
                 with contextlib.suppress(CannotGoOn):
-                    self._take(step, wire)
+                    self._take(step, speaker)
         self._end(client)
         return self.outcome
 
     def _take(self, step: Step, wire: Wire) -> None:
         if step.kind == "wait":
-            wire.wait(*(int(word) for word in step.words), patience_s=_WAIT_S)
+            wire.wait(*(int(word) for word in step.words))
             return
         self.outcome.messages += 1
         if step.kind == "version":
@@ -296,7 +298,7 @@ class _Run:
                 self.is_proved = False
         elif name == "newkeys":
             wire.send_newkeys()
-            wire.wait(21, patience_s=_WAIT_S)
+            wire.wait(21)
         elif name == "rekey":
             wire.exchange(render_kexinit(is_client=wire.is_client, ciphers=self.plan.ciphers.encode()))
         else:

@@ -313,7 +313,7 @@ def make_plan(transcripts: Sequence[Transcript], seed: int, index: int) -> Plan:
 
 def _change(steps: list[Step], side: str, transcripts: Sequence[Transcript], chance: random.Random) -> None:
     """One change to what `side` says."""
-    own = [at for at, step in enumerate(steps) if step.side == side]
+    own = [at for at, step in enumerate(steps) if step.side == side and step.kind != "wait"]
     at = chance.choice(own) if own else 0
     move = chance.randrange(100)
     if own and move < 50:

@@ -121,6 +121,8 @@ class Wire:
         self.sock, self.is_client = sock, is_client
         self.inbox: list[bytes] = []
         self.closed = False
+        # How long a wait lasts that nobody gave a time.
+        self.patience_s = _PATIENCE_S
         self.session_id = b""
         self.peer_version = b""
         self.my_version = b""
@@ -131,7 +133,11 @@ class Wire:
         self._out, self._in = bytearray(), bytearray()
         self._sends: Sealer = Plain()
         self._opens: Sealer = Plain()
-        self._next: tuple[Sealer, Sealer] | None = None
+        # Agreed on, and not in use yet: with NEWKEYS of either side one of them is.
+        self._next_sends: Sealer | None = None
+        self._next_opens: Sealer | None = None
+        # The gateway changed its keys, and we have not worked out ours: what follows cannot be read yet.
+        self._is_ahead = False
         self._send_sequence = self._receive_sequence = 0
         self._strict = False
         self._my_kexinit = self._peer_kexinit = b""
@@ -189,7 +195,7 @@ class Wire:
             if not found:
                 return
             self.peer_version, self._in = line.rstrip(b"\r"), bytearray(rest)
-        while len(self._in) > 4:
+        while len(self._in) > 4 and not self._is_ahead:
             opened = self._opens.open(self._receive_sequence, bytes(self._in))
             if opened is None:
                 return
@@ -199,18 +205,23 @@ class Wire:
             payload = packet[1 : len(packet) - packet[0]]
             if payload[0] == KEXINIT:
                 self._peer_kexinit = payload
-            elif payload[0] == NEWKEYS and self._next is not None:
-                self._opens = self._next[1]
-                if self._strict:
-                    self._receive_sequence = 0
+            elif payload[0] == NEWKEYS:
+                self._is_ahead = True
+                self._change_opener()
             self.inbox.append(payload)
+
+    def _change_opener(self) -> None:
+        if self._is_ahead and self._next_opens is not None:
+            self._opens, self._next_opens, self._is_ahead = self._next_opens, None, False
+            if self._strict:
+                self._receive_sequence = 0
 
     def has(self, *kinds: int) -> bool:
         return any(payload[0] in kinds for payload in self.inbox)
 
-    def wait(self, *kinds: int, patience_s: float = _PATIENCE_S) -> bytes | None:
+    def wait(self, *kinds: int) -> bytes | None:
         """The oldest message of these kinds, taken out of the inbox; None when the peer ends, or is not in time."""
-        self._pump.until(lambda: self.closed or self.has(*kinds), patience_s)
+        self._pump.until(lambda: self.closed or self.has(*kinds), self.patience_s)
         for index, payload in enumerate(self.inbox):
             if payload[0] in kinds:
                 return self.inbox.pop(index)
@@ -279,9 +290,9 @@ class Wire:
 
     def send_newkeys(self) -> None:
         self.send(bytes((NEWKEYS,)))
-        if self._next is None:
+        if self._next_sends is None:
             raise CannotGoOn("there are no keys")
-        self._sends = self._next[0]
+        self._sends, self._next_sends = self._next_sends, None
         if self._strict:
             self._send_sequence = 0
 
@@ -343,7 +354,9 @@ class Wire:
             return CtrEtm(derive(letters[1], 32), derive(letters[0], 16), derive(letters[2], mac_size), digest)
 
         up, down = make("up", (b"A", b"C", b"E")), make("down", (b"B", b"D", b"F"))
-        self._next = (up, down) if self.is_client else (down, up)
+        self._next_sends, self._next_opens = (up, down) if self.is_client else (down, up)
+        self._change_opener()
+        self._parse()
 
 
 class Pump:

@@ -67,6 +67,7 @@ _ATTRIBUTES = (
     "_max_recv_pktlen",
     "_next_recv_encryption",
     "_packet",
+    "_pktlen",
     "_protocol_factory",
     "_recv_encryption",
     "_recv_handler",

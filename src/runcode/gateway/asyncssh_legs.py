@@ -164,7 +164,15 @@ def options_for_box(
     options.client_keys = list(key_pairs)
     options.known_hosts = ([host_key], [], [], [], [], [], [])
     options.waiter = waiter
+    # Who waits may be cancelled in the very turn of the loop in which the leg ends.
+    waiter.add_done_callback(_look_at)
     return options
+
+
+def _look_at(waiter: asyncio.Future[None]) -> None:
+    """Else asyncio complains in the log that nobody did."""
+    if not waiter.cancelled():
+        waiter.exception()
 
 
 def _watch_for_dead_peer(sock: Any) -> None:

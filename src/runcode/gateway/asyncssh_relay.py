@@ -12,6 +12,7 @@ What it changes in asyncssh 2.24.1, and why:
 - every packet is formatted for a debug log; that is left out.
 - nothing bounds the packets that wait while keys are renewed; here the other
   leg stops reading, and there is a hard limit.
+- a packet's length may say that it is shorter than its own header.
 
 Threat: a peer that starts a key exchange and never ends it, or sends data inside
 one (RFC 4253 §7.1), or never reads.
@@ -39,6 +40,8 @@ MSG_IGNORE = 2
 MSG_NEWKEYS = 21
 _EMPTY = String(b"")
 PACKET_MAX_BEFORE_AUTH = 40_000
+# RFC 4253 §6: 16 bytes, the length field itself included.
+_PACKET_MIN = 12
 PACKET_MAX = 256 * 1024
 _READ_SLICE = 64 * 1024
 _WRITE_HIGH_WATER = 256 * 1024
@@ -124,6 +127,8 @@ class RelayedConnection(EndingConnection):
             self._recv_data()
 
     def _recv_data(self) -> None:
+        if self._transport is None:
+            return  # asyncssh goes on after a message that it took a task for, even if that one ended the connection
         peer = self.peer
         if peer is None or peer._corked is not None:
             super()._recv_data()
@@ -134,6 +139,12 @@ class RelayedConnection(EndingConnection):
             super()._recv_data()
         finally:
             peer._flush()
+
+    def _recv_pkthdr(self) -> bool:
+        was_read = super()._recv_pkthdr()
+        if was_read and self._pktlen < _PACKET_MIN:
+            raise asyncssh.ProtocolError("Packet too short")
+        return was_read
 
     def process_packet(self, pkttype: int, pktid: int, packet: SSHPacket) -> bool | Awaitable[None]:
         if pkttype < packets.GLOBAL_REQUEST:
