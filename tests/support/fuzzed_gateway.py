@@ -74,7 +74,7 @@ async def serve(folder: Path, errors: _Errors) -> None:
             "descriptors": len(os.listdir("/proc/self/fd")),
             "resident": int(Path("/proc/self/statm").read_text().split()[1]) * _PAGE,
             "admitted": len(directory.signed),
-            "errors": errors.lines[-20:],
+            "errors": errors.lines[:200],
             "framing_obstacle": health.framing_obstacle,
         }
         print(json.dumps(facts), flush=True)

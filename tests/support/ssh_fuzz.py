@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,10 +37,11 @@ from support.ssh_wire import KEXINIT, CannotGoOn, Pump, Wire, render_kexinit
 CORPUS = Path(__file__).resolve().parent.parent / "adversarial" / "corpus" / "ssh"
 _PROGRAM = Path(__file__).resolve().parent / "fuzzed_gateway.py"
 _PATIENCE_S = 60.0
-_WAIT_S = 0.3
+_WAIT_S = 0.2
 # What the process may be larger by than after its first connections: two packets' worth of buffers for each of the
 # few connections at a time, and what the allocator keeps.
 _GROWTH_MAX = 96 * 1024 * 1024
+_BYSTANDER_EVERY = 20
 _HELLO = b"SSH-2.0-OpenSSH_9.2"
 
 
@@ -74,6 +75,7 @@ class Target:
         self.pump = Pump()
         self.first = self.facts()
         self.peak = 0
+        self.known_errors = self.seen_errors = 0
 
     def _read_line(self) -> str:
         assert self.process.stdout is not None
@@ -124,7 +126,9 @@ class Target:
                 found.append(self.listener.accept()[0])
             return bool(found) or any(wire.closed for wire in pump.wires)
 
+        pump.listeners.append(self.listener)
         pump.until(take, _PATIENCE_S)
+        pump.listeners.remove(self.listener)
         return Wire(pump, found[0], is_client=False, seed=seed, host_key=self.box_key) if found else None
 
     def refuse_unclaimed(self) -> None:
@@ -176,12 +180,17 @@ class Target:
             return [f"the gateway ended: {(self.folder / 'stderr').read_text()[-2000:]}"]
         facts = self.facts()
         self.peak = max(self.peak, facts["resident"])
-        found = [f"its log: {line}" for line in facts["errors"]]
+        found = [f"its log: {line}" for line in facts["errors"][self.known_errors :]]
+        self.seen_errors = len(facts["errors"])
         if facts["admitted"] > self.rightful:
             found.append(f"{facts['admitted']} were admitted, {self.rightful} rightly")
         if facts["resident"] > self.first["resident"] + _GROWTH_MAX:
             found.append(f"it holds {facts['resident'] >> 20} MiB, {self.first['resident'] >> 20} at the start")
         return found
+
+    def forget_errors(self) -> None:
+        """They have been told; the next plan is not blamed for them."""
+        self.known_errors = self.seen_errors
 
     def judge_rest(self) -> list[str]:
         """When all is over: nothing stays behind of the connections that there were."""
@@ -363,6 +372,61 @@ class _Run:
         for wire in wires:
             wire.close()
         self.target.refuse_unclaimed()
+
+
+@dataclass
+class Report:
+    """Of a number of plans, one after the other. `failed` has those with findings, by their index."""
+
+    plans: int = 0
+    messages: int = 0
+    peak: int = 0
+    seconds: float = 0.0
+    failed: dict[int, tuple[Plan, list[str]]] = field(default_factory=dict)
+    rest: list[str] = field(default_factory=list)
+
+    @property
+    def is_clean(self) -> bool:
+        return not self.failed and not self.rest
+
+    def render(self, seed: int) -> str:
+        lines = []
+        for index, (plan, findings) in self.failed.items():
+            again = f'make fuzz-ssh SSH_FUZZ_ARGS="--seed {seed} --only {index}"'
+            lines += [f"seed {seed}, plan {index} ({plan.position}): {finding}" for finding in findings]
+            lines.append(f"  again: {again}")
+        lines += [f"after all plans: {each}" for each in self.rest]
+        rate = self.messages / self.seconds if self.seconds else 0.0
+        lines.append(
+            f"{self.plans} plans, {self.messages} messages, {rate:.0f} a second; "
+            f"{len(self.failed)} with findings; the gateway held at most {self.peak >> 20} MiB"
+        )
+        return "\n".join(lines)
+
+
+def fuzz(target: Target, plans: Iterable[tuple[int, Plan]], seed: int, *, failures_max: int = 5) -> Report:
+    """Carry all of them out while a bystander is connected, and judge after each. Ends early when much is wrong."""
+    report, began = Report(), time.monotonic()
+    bystander = target.connect_bystander()
+    for index, plan in plans:
+        outcome = carry_out(target, plan, f"{seed}/{index}")
+        report.plans += 1
+        report.messages += outcome.messages
+        findings = outcome.findings + target.judge()
+        if index % _BYSTANDER_EVERY == 0:
+            findings += target.judge_bystander(*bystander, index)
+        if findings:
+            report.failed[index] = (plan, findings)
+            target.forget_errors()
+            if target.process.poll() is not None or len(report.failed) >= failures_max:
+                break
+    if target.process.poll() is None:
+        report.rest = target.judge_bystander(*bystander, 1)
+        for wire in bystander:
+            wire.close()
+        report.rest += target.judge_rest() + target.read_stderr()
+    report.peak, report.seconds = target.peak, time.monotonic() - began
+    return report
 
 
 def carry_out(target: Target, plan: Plan, seed: str) -> Outcome:

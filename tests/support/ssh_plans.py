@@ -303,12 +303,18 @@ def make_plan(transcripts: Sequence[Transcript], seed: int, index: int) -> Plan:
     elif position == "box-before":
         steps = [*base.box_before, *base.after[: chance.choice((0, 3, 9))]]
     else:
-        steps = list(base.after)
+        bodies = [base, *chance.choices(transcripts, k=chance.choice((0, 0, 1, 3)))]
+        steps = [step for body in bodies for step in _without_farewells(body.after)]
     for _ in range(1 + min(int(chance.expovariate(0.5)), 9)):
         _change(steps, hostile if chance.random() < 0.85 else chance.choice((CLIENT, BOX)), transcripts, chance)
     if position == "client-before":
         steps = [step for step in steps if step.side == CLIENT]
     return Plan(position, chance.choice(CIPHERS), tuple(steps[:_STEPS_MAX]))
+
+
+def _without_farewells(steps: Sequence[Step]) -> list[Step]:
+    """What comes behind a client's disconnect is never read."""
+    return [step for step in steps if not (step.kind == "send" and step.words[0].startswith("01"))]
 
 
 def _change(steps: list[Step], side: str, transcripts: Sequence[Transcript], chance: random.Random) -> None:

@@ -221,7 +221,8 @@ class Wire:
 
     def wait(self, *kinds: int) -> bytes | None:
         """The oldest message of these kinds, taken out of the inbox; None when the peer ends, or is not in time."""
-        self._pump.until(lambda: self.closed or self.has(*kinds), self.patience_s)
+        if not self._pump.until(lambda: self.closed or self.has(*kinds), self.patience_s):
+            self.patience_s /= 4  # it will not come; nor may what is waited for next
         for index, payload in enumerate(self.inbox):
             if payload[0] in kinds:
                 return self.inbox.pop(index)
@@ -364,17 +365,20 @@ class Pump:
 
     def __init__(self) -> None:
         self.wires: list[Wire] = []
+        # What else ends a turn when it can be read.
+        self.listeners: list[socket.socket] = []
 
     def turn(self, timeout_s: float) -> None:
         reading = {wire.sock: wire for wire in self.wires if not wire.closed}
         writing = {wire.sock: wire for wire in self.wires if wire.unsent}
-        if not reading and not writing:
+        if not reading and not writing and not self.listeners:
             return
-        readable, writable, _ = select.select(list(reading), list(writing), [], timeout_s)
+        readable, writable, _ = select.select([*reading, *self.listeners], list(writing), [], timeout_s)
         for sock in writable:
             writing[sock].write_some()
         for sock in readable:
-            reading[sock].read_some()
+            if sock in reading:
+                reading[sock].read_some()
 
     def until(self, condition: Callable[[], bool], patience_s: float = _PATIENCE_S) -> bool:
         deadline = time.monotonic() + patience_s
