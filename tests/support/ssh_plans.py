@@ -290,7 +290,15 @@ _LIVE: Final = {
     ),
     BOX: (("ephemeral",), ("newkeys",), ("rekey",)),
 }  # fmt: skip
-_RAW: Final = (b"", b"\n" * 9000, bytes(64), b"\xff" * 64, b"SSH-2.0-again\r\n", b"SSH-1.5-old\n", b"\r\n\r\n\0\r\nQUIT\n")
+_RAW: Final = (
+    b"",
+    b"\n" * 9000,
+    bytes(64),
+    b"\xff" * 64,
+    b"SSH-2.0-again\r\n",
+    b"SSH-1.5-old\n",
+    b"\r\n\r\n\0\r\nQUIT\n",
+)
 
 
 def make_plan(transcripts: Sequence[Transcript], seed: int, index: int) -> Plan:
@@ -347,4 +355,5 @@ def _change(steps: list[Step], side: str, transcripts: Sequence[Transcript], cha
         steps.insert(at, Step(side, "live", chance.choice(_LIVE[side])))
     else:
         raw = chance.choice((*_RAW, chance.randbytes(chance.randrange(200))))
-        steps.insert(at, Step(side, "raw", (raw.hex(),) if raw else ()))
+        if raw:
+            steps.insert(at, Step(side, "raw", (raw.hex(),)))

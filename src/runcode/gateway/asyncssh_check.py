@@ -89,6 +89,7 @@ _ATTRIBUTES = (
 )
 _CONSTANTS = {
     "MSG_IGNORE": asyncssh_relay.MSG_IGNORE,
+    "MSG_KEXINIT": asyncssh_legs.MSG_KEXINIT,
     "MSG_USERAUTH_REQUEST": asyncssh_legs.MSG_USERAUTH_REQUEST,
     "MSG_KEX_LAST": 49,
     "MSG_NEWKEYS": asyncssh_relay.MSG_NEWKEYS,

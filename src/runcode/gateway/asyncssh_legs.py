@@ -29,7 +29,10 @@ from runcode.gateway.client_certificates import is_certificate, read_certificate
 from runcode.gateway.packets import MalformedPacket
 from runcode.gateway.relay import Leg
 
+MSG_KEXINIT = 20
 MSG_USERAUTH_REQUEST = 50
+# The first, and any that RFC 4253 §9 lets a client ask for; no known one asks for another that early.
+_KEY_EXCHANGES_BEFORE_AUTH = 3
 # SHA-1 signatures (`ssh-rsa`) are not among them; asyncssh would verify those too.
 SIGNATURE_ALGORITHMS = (
     "ssh-ed25519",
@@ -77,6 +80,7 @@ class ClientLeg(FramedConnection, SSHServerConnection):
         self._judge = judge
         self._told_source = source
         self._auth_requests_left = max_auth_requests
+        self._key_exchanges_left = _KEY_EXCHANGES_BEFORE_AUTH
         self._let_in = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -106,6 +110,11 @@ class ClientLeg(FramedConnection, SSHServerConnection):
                 raise asyncssh.DisconnectError(
                     asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "Too many authentication failures"
                 )
+        elif pkttype == MSG_KEXINIT and not self._auth_complete:
+            self._key_exchanges_left -= 1
+            if self._key_exchanges_left < 0:
+                # A stranger's costs more than a connection's other bytes: signing, and a fresh key.
+                raise asyncssh.ProtocolError("Too many key exchanges before authentication")
         return super().process_packet(pkttype, pktid, packet)
 
     async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:

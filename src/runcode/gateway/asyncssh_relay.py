@@ -15,7 +15,8 @@ What it changes in asyncssh 2.24.1, and why:
 - a packet's length may say that it is shorter than its own header.
 
 Threat: a peer that starts a key exchange and never ends it, or sends data inside
-one (RFC 4253 §7.1), or never reads.
+one (RFC 4253 §7.1), or never reads: neither the data for it nor the answers to what
+it goes on asking.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ _WRITE_HIGH_WATER = 256 * 1024
 _DEFERRED_SOFT = 256 * 1024
 _DEFERRED_HARD = 16 * 1024 * 1024
 _REKEY_TIMEOUT_S = 60.0
+# What may wait for a peer that goes on sending and reads nothing, beside what the other leg's own hold-up lets through.
+_UNREAD_MAX = 1024 * 1024
 
 
 class LegOwner(Protocol):
@@ -255,11 +258,19 @@ class RelayedConnection(EndingConnection):
 
     def resume_writing(self) -> None:
         self._write_paused = False
+        self._update_reading()
         if self.peer is not None:
             self.peer._update_reading()
 
+    def _leaves_answers_unread(self) -> bool:
+        """Has the peer been sent more than it takes? Before authentication all of that are answers of ours."""
+        transport = self._transport
+        if not self._write_paused or transport is None:
+            return False
+        return self.owner is None or transport.get_write_buffer_size() > _UNREAD_MAX
+
     def _update_reading(self) -> None:
-        """Stop reading this leg while the other one cannot take more.
+        """Stop reading this leg while the other one cannot take more, or its own peer does not read our answers.
 
         A leg that renews its own keys is read on, or two renewals could wait for
         each other for ever; the hard limit bounds what gathers meanwhile.
@@ -267,9 +278,13 @@ class RelayedConnection(EndingConnection):
         peer, transport = self.peer, self._transport
         if transport is None:
             return
-        held = self._is_held() or (
-            peer is not None
-            and (peer._write_paused or (peer._deferred_bytes > _DEFERRED_SOFT and not self._is_rekeying))
+        held = (
+            self._is_held()
+            or self._leaves_answers_unread()
+            or (
+                peer is not None
+                and (peer._write_paused or (peer._deferred_bytes > _DEFERRED_SOFT and not self._is_rekeying))
+            )
         )
         if held != self._reading_held:
             self._reading_held = held
