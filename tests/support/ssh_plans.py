@@ -214,7 +214,7 @@ _TWISTS: dict[str, Callable[[bytes, int], bytes]] = {
     "noise": _noise,
 }
 # Of the frame around a message: `ssh_fuzz` does these.
-FRAME_TWISTS: Final = ("frame-padding", "frame-length", "frame-tag", "frame-torn", "frame-bytewise")
+FRAME_TWISTS: Final = ("frame-padding", "frame-length", "frame-tag", "frame-torn", "frame-bytewise", "frame-with-next")
 
 
 def twist(payload: bytes, twists: Sequence[tuple[str, int]]) -> bytes:

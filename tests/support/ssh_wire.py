@@ -146,9 +146,11 @@ class Wire:
 
     # -- the socket ---------------------------------------------------------
 
-    def send_raw(self, raw: bytes) -> None:
+    def send_raw(self, raw: bytes, *, with_next: bool = False) -> None:
+        """`with_next`: it goes out in one write with what is sent next."""
         self._out += raw
-        self._pump.turn(0)
+        if not with_next:
+            self._pump.turn(0)
 
     @property
     def unsent(self) -> int:

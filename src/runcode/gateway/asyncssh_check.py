@@ -12,7 +12,7 @@ import inspect
 
 import asyncssh
 from asyncssh import constants
-from asyncssh.connection import SSHConnection, SSHServerConnection
+from asyncssh.connection import SSHClientConnection, SSHConnection, SSHServerConnection
 from asyncssh.encryption import GCMEncryption
 
 from runcode.core.errors import RunCodeError
@@ -46,6 +46,7 @@ _METHODS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (SSHConnection, "data_received", ("data", "datatype")),
     (SSHConnection, "log_sent_packet", ("pkttype", "pktid", "packet", "note")),
     (SSHConnection, "log_received_packet", ("pkttype", "pktid", "packet", "note")),
+    (SSHClientConnection, "try_next_auth", ("next_method",)),
     (SSHServerConnection, "reload_config", ()),
     (SSHServerConnection, "validate_public_key", ("username", "key_data", "msg", "signature")),
 )

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import socket
+import types
 from collections.abc import Awaitable, Sequence
 from typing import Any, Protocol, cast
 
@@ -42,6 +43,9 @@ SIGNATURE_ALGORITHMS = (
     "rsa-sha2-256",
     "rsa-sha2-512",
 )
+
+# No message names it: what a box confirms is compared with it, and is another key.
+_NO_KEY_YET = types.SimpleNamespace(algorithm=None, public_data=None)
 
 
 class KeyJudge(Protocol):
@@ -148,6 +152,12 @@ class BoxLeg(FramedConnection, SSHClientConnection):
         self._prepare_framing(framing)
         # Before authentication asyncssh itself refuses every message that is relayed.
         self.relay_to(owner)
+
+    def try_next_auth(self, *, next_method: bool = False) -> None:
+        super().try_next_auth(next_method=next_method)
+        # asyncssh chooses its key in a task; a box that says before that that the key is good has been asked nothing.
+        if self._auth is not None and not hasattr(self._auth, "_keypair"):
+            cast(Any, self._auth)._keypair = _NO_KEY_YET
 
     async def wait_authenticated(self) -> None:
         """Raises asyncssh.Error or OSError when the peer is not the pinned one, or refuses us."""
