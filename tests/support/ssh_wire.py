@@ -48,8 +48,8 @@ class Sealer(Protocol):
 
     def seal(self, sequence: int, header: bytes, packet: bytes) -> bytes: ...
 
-    def open(self, sequence: int, buffer: bytes) -> tuple[bytes, int] | None:
-        """(packet, bytes used), or None while more are needed."""
+    def open(self, sequence: int, buffer: bytes, at: int) -> tuple[bytes, int] | None:
+        """The packet at `at`, and where the next begins; None while more bytes are needed."""
         ...
 
 
@@ -59,9 +59,9 @@ class Plain:
     def seal(self, sequence: int, header: bytes, packet: bytes) -> bytes:
         return header + packet
 
-    def open(self, sequence: int, buffer: bytes) -> tuple[bytes, int] | None:
-        size = 4 + int.from_bytes(buffer[:4], "big")
-        return None if len(buffer) < max(size, 5) else (buffer[4:size], size)
+    def open(self, sequence: int, buffer: bytes, at: int) -> tuple[bytes, int] | None:
+        stop = at + 4 + int.from_bytes(buffer[at : at + 4], "big")
+        return None if len(buffer) < max(stop, at + 5) else (buffer[at + 4 : stop], stop)
 
 
 class Gcm:
@@ -77,12 +77,12 @@ class Gcm:
     def seal(self, sequence: int, header: bytes, packet: bytes) -> bytes:
         return header + self._aead.encrypt(self._nonce(), packet, header)
 
-    def open(self, sequence: int, buffer: bytes) -> tuple[bytes, int] | None:
-        size = 20 + int.from_bytes(buffer[:4], "big")
-        if len(buffer) < max(size, 5):
+    def open(self, sequence: int, buffer: bytes, at: int) -> tuple[bytes, int] | None:
+        stop = at + 20 + int.from_bytes(buffer[at : at + 4], "big")
+        if len(buffer) < max(stop, at + 5):
             return None
         try:
-            return self._aead.decrypt(self._nonce(), buffer[4:size], buffer[:4]), size
+            return self._aead.decrypt(self._nonce(), buffer[at + 4 : stop], buffer[at : at + 4]), stop
         except InvalidTag:
             raise CannotGoOn("the gateway's tag does not fit") from None
 
@@ -102,13 +102,13 @@ class CtrEtm:
         covered = header + self._stream.update(packet)
         return covered + self._mac(sequence, covered)
 
-    def open(self, sequence: int, buffer: bytes) -> tuple[bytes, int] | None:
-        size = 4 + int.from_bytes(buffer[:4], "big")
-        if len(buffer) < max(size, 5) + self._mac_size:
+    def open(self, sequence: int, buffer: bytes, at: int) -> tuple[bytes, int] | None:
+        stop = at + 4 + int.from_bytes(buffer[at : at + 4], "big")
+        if len(buffer) < max(stop, at + 5) + self._mac_size:
             return None
-        if self._mac(sequence, buffer[:size]) != buffer[size : size + self._mac_size]:
+        if self._mac(sequence, buffer[at:stop]) != buffer[stop : stop + self._mac_size]:
             raise CannotGoOn("the gateway's MAC does not fit")
-        return self._stream.update(buffer[4:size]), size + self._mac_size
+        return self._stream.update(buffer[at + 4 : stop]), stop + self._mac_size
 
 
 class Wire:
@@ -197,12 +197,12 @@ class Wire:
             if not found:
                 return
             self.peer_version, self._in = line.rstrip(b"\r"), bytearray(rest)
-        while len(self._in) > 4 and not self._is_ahead:
-            opened = self._opens.open(self._receive_sequence, bytes(self._in))
+        buffer, at = bytes(self._in), 0
+        while len(buffer) - at > 4 and not self._is_ahead:
+            opened = self._opens.open(self._receive_sequence, buffer, at)
             if opened is None:
-                return
-            packet, used = opened
-            del self._in[:used]
+                break
+            packet, at = opened
             self._receive_sequence = (self._receive_sequence + 1) & 0xFFFFFFFF
             payload = packet[1 : len(packet) - packet[0]]
             if payload[0] == KEXINIT:
@@ -211,6 +211,7 @@ class Wire:
                 self._is_ahead = True
                 self._change_opener()
             self.inbox.append(payload)
+        del self._in[:at]
 
     def _change_opener(self) -> None:
         if self._is_ahead and self._next_opens is not None:
