@@ -5,8 +5,6 @@ The long form is `make fuzz-ssh`; here is a bounded part of it, and all that it 
 
 from __future__ import annotations
 
-import pytest
-
 from support.ssh_fuzz import CORPUS, fuzz, open_target
 from support.ssh_plans import POSITIONS, load_findings, load_transcripts, make_plan, parse_plan
 

@@ -328,13 +328,14 @@ async def test_a_clients_extension_info_decides_nothing(scene: Scene) -> None:
 
 async def test_a_stranger_gets_few_key_exchanges(scene: Scene) -> None:
     def story() -> None:
-        with keyed(scene) as wire, pytest.raises(CannotGoOn):
+        with keyed(scene) as wire:
             for _ in range(2):
                 wire.exchange(render_kexinit(is_client=True))
             wire.send(SERVICE)
             assert wire.wait(6) is not None
-            wire.exchange(render_kexinit(is_client=True))
-        assert wire.disconnect_reason == "Too many key exchanges before authentication"
+            wire.send_kexinit(render_kexinit(is_client=True))
+            assert wire.wait_closed(PATIENCE_S)
+            assert wire.disconnect_reason == "Too many key exchanges before authentication"
 
     await in_thread(story)
 
@@ -535,17 +536,16 @@ async def test_a_stranger_who_reads_no_answers_is_not_read_either(scene: Scene) 
 
 
 @pytest.mark.usefixtures("small_buffers")
-@pytest.mark.parametrize("ciphers", [GCM, CTR])
 @pytest.mark.parametrize(
-    ("payload", "answer"),
+    ("ciphers", "payload", "answer"),
     [
-        (b"\x50" + s(b"made-up@example.org") + b"\x01", 82),
-        (b"\x5a" + s(b"made-up@example.org") + u(5) + u(0) + u(0), 92),
-        (b"\xc0", 3),
+        (GCM, b"\x50" + s(b"made-up@example.org") + b"\x01", 82),
+        (CTR, b"\x5a" + s(b"made-up@example.org") + u(5) + u(0) + u(0), 92),
+        (GCM, b"\xc0", 3),
     ],
 )
 async def test_an_admitted_client_who_reads_no_answers_is_not_read_either(
-    scene: Scene, payload: bytes, answer: int, ciphers: bytes
+    scene: Scene, ciphers: bytes, payload: bytes, answer: int
 ) -> None:
     """Requests and channels that the gateway itself refuses, without end."""
     scene.add_box("royal-1")
