@@ -89,7 +89,9 @@ class Networks:
         name = _PLACES[number]
         place = Place(f"10.88.{number}.2", self._hold(), mounts=name == "gateways")
         assert place.holder is not None
-        self._router.run("ip", "link", "add", name, "type", "veth", "peer", "name", "up0", "netns", f"{place.holder.pid}")
+        self._router.run(
+            "ip", "link", "add", name, "type", "veth", "peer", "name", "up0", "netns", f"{place.holder.pid}"
+        )
         self._router.run("ip", "address", "add", f"10.88.{number}.1/24", "dev", name)
         self._router.run("ip", "link", "set", name, "up")
         place.run("ip", "address", "add", f"{place.address}/24", "dev", "up0")

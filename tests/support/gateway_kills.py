@@ -16,7 +16,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
@@ -30,6 +29,7 @@ from typing import Any
 
 import psycopg
 
+from runcode.core.hostkeys import parse_public_key
 from runcode.runtimes.local import keepers
 from runcode.runtimes.local.layout import Layout
 from support import kill_proc
@@ -97,8 +97,10 @@ class Outcome:
 
 
 class Campaign:
-    def __init__(self, seed: int, *, apart: bool, workers: int = 2) -> None:
+    def __init__(self, seed: int, *, apart: bool, workers: int = 2, pace_s: float = 0.0) -> None:
+        """`apart`: on networks of their own. `pace_s`: what each client waits between two calls, and a little more."""
         self.seed = seed
+        self._pace_s = pace_s
         self.folder = Path(tempfile.mkdtemp(prefix="rg-", dir="/tmp"))
         self.folder.chmod(0o700)
         self.networks = Networks(apart=apart)
@@ -229,7 +231,9 @@ class Campaign:
 
     def draw(self, number: int) -> str:
         """The victim of a round, from the seed alone."""
-        kinds = {kind: weight for kind, weight in VICTIMS.items() if self.networks.can_cut or kind not in NEEDS_NETWORKS}
+        kinds = {
+            kind: weight for kind, weight in VICTIMS.items() if self.networks.can_cut or kind not in NEEDS_NETWORKS
+        }
         return random.Random(f"{self.seed}:{number}").choices(list(kinds), list(kinds.values()))[0]
 
     def play(self, number: int, *, victim: str | None = None) -> Outcome:
@@ -239,7 +243,7 @@ class Campaign:
         for client in self.clients:
             self._mint(client)
         streams = [Stream(self.clients[0]), Stream(self.clients[1]), Stream(self.clients[2], bulk=True)]
-        load = Load(self.clients[1:], self.books, f"{self.seed}:{number}")
+        load = Load(self.clients[1:], self.books, f"{self.seed}:{number}", pace_s=self._pace_s)
         load.start()
         try:
             time.sleep(rng.uniform(0.2, 1.2))
@@ -397,11 +401,14 @@ class Campaign:
 
     def _fill_disk(self, outcome: Outcome, streams: list[Stream], rng: random.Random) -> Strike:
         assert self.gateway is not None
-        filler = self._spool / "filler"
-        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(bytes(4096))
-        time.sleep(rng.uniform(1.0, 2.0))
+        filler, until = self._spool / "filler", time.monotonic() + rng.uniform(1.0, 2.0)
+        with filler.open("wb", buffering=0) as file:
+            while time.monotonic() < until:
+                # Again and again: what is delivered gives its room back.
+                with contextlib.suppress(OSError):
+                    while True:
+                        file.write(bytes(4096))
+                time.sleep(0.005)
         if "wait in memory only" not in self.gateway.log.read_text():
             outcome.faults.append("a full disk is not told")
         filler.unlink()
@@ -465,7 +472,7 @@ class Campaign:
         return left
 
     def _count_connections(self) -> int:
-        """At the gateway's port, in the kernel's table of its network, but for those that merely wait to be forgotten."""
+        """At the gateway's port, as the kernel tells, but for those that merely wait to be forgotten."""
         assert self.gateway is not None
         count = 0
         for line in Path(f"/proc/{self.gateway.process.pid}/net/tcp").read_text().splitlines()[1:]:  # type: ignore[union-attr]
@@ -498,7 +505,7 @@ class Campaign:
         for identity, count in ran.items():
             if count != 1:
                 faults.append(f"{identity} ran {count} times")
-            if identity not in self.books.issued[TITLE]:
+            if identity not in self.books.issued.get(TITLE, set()):
                 faults.append(f"{identity[:60]!r} was never issued")
             if told[identity] != 1:
                 faults.append(f"{identity} ran and was told {told[identity]} times")
@@ -507,6 +514,23 @@ class Campaign:
         self.books.issued.clear()
         self.books.done.clear()
         return faults
+
+    def verify_audit(self) -> list[str]:
+        done = self.services[0].operator("audit", "verify", check=False)
+        return [] if done.returncode == 0 else [f"the audit is not whole: {done.stdout[-300:]}{done.stderr[-300:]}"]
+
+    def render_growth(self) -> list[str]:
+        """What the process of each kind that lived longest held at its first rest, and at most."""
+        lines = []
+        for pid, (descriptors, rss) in sorted(self.rests.items()):
+            if _lives(pid):
+                at_most = self.most[pid]
+                name = kill_proc.look()[pid].command.split("runcode-server")[-1].split("main")[-1].split()[:2]
+                lines.append(
+                    f"{' '.join(name)} (to the end): descriptors {descriptors}, at most {at_most[0]}; "
+                    f"memory {rss / 1024:.1f} MiB, at most {at_most[1] / 1024:.1f}"
+                )
+        return lines
 
     # ------------------------------------------------------------ small things
 
@@ -520,7 +544,7 @@ class Campaign:
         return Layout(self.services[0].data_dir / "runtimes" / "local").workspace(self.ids[TITLE]).home
 
     def _find_sshds(self) -> list[int]:
-        """Those that serve somebody: each connection has two in the box, and one that listens there is none of them."""
+        """Those that serve somebody; the box has no other."""
         layout = Layout(self.services[0].data_dir / "runtimes" / "local")
         keeper = keepers.find_keeper(layout.workspace(self.ids[TITLE]))
         processes = kill_proc.look()
@@ -544,7 +568,10 @@ class Campaign:
         connection = http.client.HTTPSConnection(host, int(port), context=self._tls)
         connection.sock = self._tls.wrap_socket(raw, server_hostname=host)
         with contextlib.closing(connection):
-            headers = {"Authorization": f"Token {self.services[0].first_facts['token']}", "Content-Type": "application/json"}
+            headers = {
+                "Authorization": f"Token {self.services[0].first_facts['token']}",
+                "Content-Type": "application/json",
+            }
             connection.request(method, path, body=None if body is None else json.dumps(body), headers=headers)
             response = connection.getresponse()
             answer = json.loads(response.read())
@@ -555,9 +582,7 @@ class Campaign:
         with psycopg.connect(self.database, autocommit=True) as connection:
             return connection.execute(sql, values or None).fetchall()  # type: ignore[arg-type]
 
-    def wait_until(
-        self, condition: Callable[[], object], what: str, *, faults: list[str] | None = None
-    ) -> None:
+    def wait_until(self, condition: Callable[[], object], what: str, *, faults: list[str] | None = None) -> None:
         """Raises AssertionError, or adds a fault where there is a list for them."""
         deadline = time.monotonic() + BACK_S
         while not condition():
@@ -602,6 +627,4 @@ def _lives(pid: int) -> bool:
 
 
 def _fingerprint(public_key: str) -> str:
-    from runcode.core.hostkeys import parse_public_key
-
     return parse_public_key(" ".join(public_key.split()[:2])).fingerprint

@@ -84,8 +84,8 @@ class Client:
 class Load:
     """Threads that run commands and uploads until told to stop."""
 
-    def __init__(self, clients: list[Client], books: Books, seed: str) -> None:
-        self._clients, self._books, self._seed = clients, books, seed
+    def __init__(self, clients: list[Client], books: Books, seed: str, *, pace_s: float) -> None:
+        self._clients, self._books, self._seed, self._pace_s = clients, books, seed, pace_s
         self._ending = threading.Event()
         self._threads: list[threading.Thread] = []
         self.calls: list[Call] = []
@@ -130,7 +130,7 @@ class Load:
                 done.stderr.decode(errors="replace"),
             )
             self._keep(call)
-            self._ending.wait(rng.uniform(0.0, 0.1) if not call.failed else 0.3)
+            self._ending.wait(self._pace_s + (0.3 if call.failed else rng.uniform(0.0, 0.1)))
 
     def _keep(self, call: Call) -> None:
         with self._books.lock:
