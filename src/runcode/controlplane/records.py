@@ -72,6 +72,21 @@ class GatewayRecord:
 
 
 @dataclass(frozen=True)
+class ClientAuthorityRecord:
+    """A client CA. `created_at` is None for the one that is there since the first start, until another one is made.
+
+    `state`: current (the newest one on disk, which `--client-ca disk` signs with), accepted, or retired.
+    """
+
+    public_key: str
+    fingerprint: str
+    on_disk: bool
+    state: str
+    created_at: datetime.datetime | None
+    retired_at: datetime.datetime | None
+
+
+@dataclass(frozen=True)
 class NewGateway:
     """The only moment at which a gateway's credential exists here in plain text."""
 
