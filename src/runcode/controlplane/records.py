@@ -51,6 +51,7 @@ class TokenRecord:
     scopes: tuple[str, ...] = SCOPES
     workspace_ids: tuple[int, ...] | None = None
     origin: str = ORIGIN_OPERATOR
+    policy: ChannelPolicy = EVERYTHING
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ class AgentAuthority:
 
     @classmethod
     async def find(cls, socket_path: Path, fingerprint: str | None = None) -> AgentAuthority:
-        """The key that is named, else its one Ed25519, else its one ECDSA key. Raises `unavailable` or `bad_request`."""
+        """The key that is named, or its one Ed25519 key, or its one ECDSA key. Raises `unavailable`, `bad_request`."""
         held = await _list_agent_keys(socket_path)
         if fingerprint is not None:
             lines = [line for line in held if hostkeys.parse_public_key(line).fingerprint == fingerprint]
