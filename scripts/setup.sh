@@ -29,6 +29,7 @@ need curl command -v curl
 need chromium command -v chromium
 # Tests put it through the hosts of `config-ssh`.
 need rsync command -v rsync
+need xauth command -v xauth
 # Tests in the agent clients ask the kernel which programs those started.
 need strace command -v strace
 # Login shells that people have on boxes: the tests of `exec` run through each.

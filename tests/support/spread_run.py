@@ -49,6 +49,7 @@ LONG = (
     "tests/integration/test_gateways_apart.py",
     "tests/contract/test_store_kills.py",
     "tests/acceptance/test_story.py",
+    "tests/integration/test_gateway_fidelity.py",
     "tests/integration/test_console_stories.py",
     "tests/integration/test_console_pages.py",
     "tests/adversarial/test_console_attacks.py",
