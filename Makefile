@@ -102,8 +102,13 @@ release-pins: setup ## Write the digests of the archives in dist/ into the plugi
 	@$(PY) scripts/make_release.py --pin
 
 .PHONY: chaos
-chaos: setup ## Kill -9 everything in turn, under load, 100 seeded rounds (CHAOS_ARGS="--seed 7 --only 42")
+chaos: setup ## Kill -9 everything in turn, under load, 100 seeded rounds (CHAOS_ARGS="--seed 7 --only 42"), then gateway-chaos
 	@$(PY) scripts/chaos.py $(CHAOS_ARGS)
+	@$(PY) scripts/gateway_chaos.py $(GATEWAY_CHAOS_ARGS)
+
+.PHONY: gateway-chaos
+gateway-chaos: setup ## Kill and cut between ssh clients, gateways and control planes, 100 seeded rounds (GATEWAY_CHAOS_ARGS)
+	@$(PY) scripts/gateway_chaos.py $(GATEWAY_CHAOS_ARGS)
 
 .PHONY: store-chaos
 store-chaos: setup ## Kill -9 control planes and their database, SQLite and Postgres, 50 seeded rounds each (STORE_CHAOS_ARGS)

@@ -43,6 +43,7 @@ LONG = (
     "tests/contract/test_runtime_contract.py",
     "tests/integration/test_cutting_end_to_end.py",
     "tests/acceptance/test_kill_rounds.py",
+    "tests/acceptance/test_gateway_kills.py",
     "tests/integration/test_backup.py",
     "tests/integration/test_two_servers.py",
     "tests/integration/test_gateways_apart.py",

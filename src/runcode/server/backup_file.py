@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from runcode.core.errors import RunCodeError
-from runcode.server.data_folder import KEY_NAMES, fsync_folder, translated_os_errors
+from runcode.server.data_folder import KEY_NAMES, fsync_folder, is_key_name, translated_os_errors
 
 FORMAT = 1
 _MANIFEST, _CHECKSUMS = "manifest.json", "checksums.json"
@@ -148,7 +148,7 @@ def _unpack(path: Path, folder: Path) -> dict[str, str]:
             if entry.name == _CHECKSUMS:
                 told = json.loads(content.read(_SMALL_BYTES))
                 continue
-            if entry.name != _MANIFEST and _TABLE.fullmatch(entry.name) is None and entry.name not in _key_members():
+            if entry.name != _MANIFEST and _TABLE.fullmatch(entry.name) is None and not _is_key_member(entry.name):
                 raise _damaged(path, "it holds what no backup holds")
             digest = hashlib.sha256()
             with (folder / entry.name).open("xb") as file:
@@ -165,6 +165,10 @@ def _unpack(path: Path, folder: Path) -> dict[str, str]:
 
 def _key_members() -> set[str]:
     return {f"keys/{name}" for name in KEY_NAMES}
+
+
+def _is_key_member(name: str) -> bool:
+    return name.startswith("keys/") and is_key_name(name.removeprefix("keys/"))
 
 
 def _load_small(path: Path, file: Path, found: dict[str, str]) -> dict[str, Any]:

@@ -32,6 +32,8 @@ from runcode.core.errors import RunCodeError
 
 FORMAT = 1
 KEY_NAMES = ("client_ca", "workspace_ca", "gateway_host_ed25519")
+# What `ca rotate` makes beside them.
+_ROTATED_KEY = re.compile(r"client_ca-[0-9a-f]{16}", re.ASCII)
 _KEY_BYTES_MAX = 16 * 1024
 _PLACE = re.compile(r"[0-9a-f]{16}", re.ASCII)
 # A first start writes under 1 MB; SQLite's WAL and the boxes' folders need room right after.
@@ -103,7 +105,7 @@ class DataFolder:
 
     def take_keys(self, source: Path) -> None:
         """Copy an installation's keys from another data folder's `keys`. Raises `io_error` when one is missing."""
-        for name in KEY_NAMES:
+        for name in (*KEY_NAMES, *find_rotated_keys(source)):
             try:
                 with (source / name).open("rb") as file:
                     text = file.read(_KEY_BYTES_MAX).decode("ascii")
@@ -314,6 +316,18 @@ class DataFolder:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+
+
+def is_key_name(name: str) -> bool:
+    """May a file of this name be in a keys folder that is copied?"""
+    return name in KEY_NAMES or _ROTATED_KEY.fullmatch(name) is not None
+
+
+def find_rotated_keys(keys: Path) -> list[str]:
+    """The names of what `ca rotate` made there."""
+    with contextlib.suppress(OSError):
+        return sorted(path.name for path in keys.iterdir() if _ROTATED_KEY.fullmatch(path.name))
+    return []
 
 
 @contextlib.contextmanager

@@ -72,7 +72,7 @@ Gateway = Annotated[GatewayRecord, Depends(authenticate_gateway)]
 async def load_facts(request: Request, plane: Plane, gateway: Gateway) -> dict[str, object]:
     body = await read_json_object(request)
     facts = await plane.admission.load_admission_facts(_text(body, "title"), _text(body, "key_fingerprint"))
-    return _render_facts(facts, plane.client_certificates.authorities)
+    return _render_facts(facts, await plane.client_certificates.load_authorities())
 
 
 @router.post("/certificate")

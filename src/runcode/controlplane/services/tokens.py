@@ -35,7 +35,7 @@ from runcode.controlplane.services.withdrawals import revoke_sessions
 from runcode.controlplane.states import SCOPE_READ, SCOPES
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import SessionRow, TokenRow, UserRow, UtcTime, WebSessionRow
-from runcode.core.channel_policy import EVERYTHING, ChannelPolicy, describe_policy, render_policy
+from runcode.core.channel_policy import EVERYTHING, ChannelPolicy, describe_policy, parse_policy, render_policy
 from runcode.core.errors import RunCodeError
 
 _log = logging.getLogger(__name__)
@@ -384,4 +384,5 @@ def _as_record(row: TokenRow, user_email: str) -> TokenRecord:
         scopes=tuple(row.scopes),
         workspace_ids=None if row.workspace_ids is None else tuple(row.workspace_ids),
         origin=row.origin,
+        policy=parse_policy(row.policy),
     )
