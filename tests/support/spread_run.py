@@ -84,6 +84,7 @@ class RunFacts:
         self.deselected: list[str] = []
         # How many tests ran on which database, by product and version.
         self.stores: Counter[str] = Counter()
+        self.failed: list[str] = []
         self.told = False
 
     def add_items(self, items: Iterable[pytest.Item]) -> None:
