@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from runcode.core.errors import RunCodeError
-from runcode.server.data_folder import KEY_NAMES, fsync_folder, translated_os_errors
+from runcode.server.data_folder import AUDIT_KEY_NAMES, KEY_NAMES, fsync_folder, translated_os_errors
 
 FORMAT = 1
 _MANIFEST, _CHECKSUMS = "manifest.json", "checksums.json"
@@ -140,6 +140,7 @@ def _unpack(path: Path, folder: Path) -> dict[str, str]:
     """Name → SHA-256 of everything but the checksums; raises unless they are exactly those that the file tells."""
     found: dict[str, str] = {}
     told: dict[str, str] | None = None
+    known = {_MANIFEST, *_key_members(KEY_NAMES), *_key_members(AUDIT_KEY_NAMES)}
     with tarfile.open(path, mode="r:gz") as archive:
         for entry in archive:
             content = archive.extractfile(entry) if entry.isreg() else None
@@ -148,7 +149,7 @@ def _unpack(path: Path, folder: Path) -> dict[str, str]:
             if entry.name == _CHECKSUMS:
                 told = json.loads(content.read(_SMALL_BYTES))
                 continue
-            if entry.name != _MANIFEST and _TABLE.fullmatch(entry.name) is None and entry.name not in _key_members():
+            if entry.name not in known and _TABLE.fullmatch(entry.name) is None:
                 raise _damaged(path, "it holds what no backup holds")
             digest = hashlib.sha256()
             with (folder / entry.name).open("xb") as file:
@@ -158,13 +159,13 @@ def _unpack(path: Path, folder: Path) -> dict[str, str]:
             found[entry.name] = digest.hexdigest()
     if told is None:
         raise _damaged(path, "its end is missing")
-    if told != found or not {_MANIFEST, *_key_members()} <= set(found):
+    if told != found or not {_MANIFEST, *_key_members(KEY_NAMES)} <= set(found):
         raise _damaged(path, "a checksum does not fit")
     return found
 
 
-def _key_members() -> set[str]:
-    return {f"keys/{name}" for name in KEY_NAMES}
+def _key_members(names: tuple[str, ...]) -> set[str]:
+    return {f"keys/{name}" for name in names}
 
 
 def _load_small(path: Path, file: Path, found: dict[str, str]) -> dict[str, Any]:

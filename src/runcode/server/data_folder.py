@@ -32,6 +32,8 @@ from runcode.core.errors import RunCodeError
 
 FORMAT = 1
 KEY_NAMES = ("client_ca", "workspace_ca", "gateway_host_ed25519")
+# The audit's, both halves, from the first `up` on: what one server signed, every other of the installation has to believe.
+AUDIT_KEY_NAMES = ("audit_ed25519", "audit_ed25519.pub")
 _KEY_BYTES_MAX = 16 * 1024
 _PLACE = re.compile(r"[0-9a-f]{16}", re.ASCII)
 # A first start writes under 1 MB; SQLite's WAL and the boxes' folders need room right after.
@@ -102,8 +104,12 @@ class DataFolder:
         return place
 
     def take_keys(self, source: Path) -> None:
-        """Copy an installation's keys from another data folder's `keys`. Raises `io_error` when one is missing."""
-        for name in KEY_NAMES:
+        """Copy an installation's keys from another data folder's `keys`. Raises `io_error` when one is missing.
+
+        Without the audit's key, where no server has served yet.
+        """
+        signs = all((source / name).is_file() for name in AUDIT_KEY_NAMES)
+        for name in (*KEY_NAMES, *(AUDIT_KEY_NAMES if signs else ())):
             try:
                 with (source / name).open("rb") as file:
                     text = file.read(_KEY_BYTES_MAX).decode("ascii")
