@@ -42,7 +42,7 @@ test-agents: setup agent-clients ## The plugin in the real Claude Code and Codex
 # What `-n auto` means, and what runs alone: tests/support/spread_run.py. PYTEST_ARGS="-n 0" runs all in one process.
 .PHONY: test
 test: setup agent-clients oidc-provider ## Run the whole test suite, on real parts
-	@$(PY) -m pytest -n auto $(PYTEST_ARGS)
+	@$(PY) scripts/run_tests.py -n auto $(PYTEST_ARGS)
 
 .PHONY: contract
 contract: setup ## Hold every runtime to the port's contract, and print runtime × case

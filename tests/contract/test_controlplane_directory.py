@@ -11,6 +11,7 @@ import pytest
 
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.reconciler import Reconciler
+from runcode.controlplane.services.client_certificates import DiskAuthority
 from runcode.controlplane.services.tokens import TokenBounds
 from runcode.controlplane.store.location import Location
 from runcode.controlplane.store.models import WorkspaceRow
@@ -18,7 +19,9 @@ from runcode.core.channel_policy import EVERYTHING, ChannelPolicy
 from runcode.core.errors import RunCodeError
 from runcode.gateway.directory import AdmissionFacts, ChangeBatch, SessionFacts, WorkspaceFacts
 from runcode.runtimes.base import TcpEndpoint, UnixEndpoint
+from runcode.server.remote_directory import ControlPlaneClient, RemoteDirectory
 from support.controlplane_fakes import FakeRuntime, make_reconciler, open_plane, set_endpoint, until
+from support.front import open_door
 from support.gateway_directory_contract import DirectoryContract, find_batch, new_key
 
 OWNER = "ann@example.org"
@@ -35,6 +38,7 @@ class Adapter:
         found, box = facts.session, facts.workspace
         return AdmissionFacts(
             policy=facts.policy,
+            client_authorities=self._plane.client_certificates.authorities,
             session=None if found is None else SessionFacts(**vars(found)),
             workspace=None
             if box is None
@@ -103,7 +107,9 @@ async def world(tmp_path: Path, location: Location) -> AsyncIterator[World]:
         await reconciler.close()
 
 
-class TestControlPlaneDirectory(DirectoryContract):
+class PlaneContract(DirectoryContract):
+    """What every way to a control plane owes beyond the port's contract."""
+
     async def test_the_policy_is_what_workspace_and_token_both_allow(self, world: World) -> None:
         plane = world._plane
         workspace_id = await world.add_running_workspace("alpha-8")
@@ -142,6 +148,16 @@ class TestControlPlaneDirectory(DirectoryContract):
         assert (await policy()).covers(ChannelPolicy(agent=False)) is False
         assert session_id > 0
 
+    async def test_client_authorities_are_told(self, world: World) -> None:
+        plane = world._plane
+        older, fingerprint = new_key()
+        assert (await world.directory.load_admission_facts("alpha-7", fingerprint)).client_authorities == frozenset()
+        plane.client_certificates.use(DiskAuthority(plane.certificates.client_ca), trusted=(older,))
+        facts = await world.directory.load_admission_facts("alpha-7", fingerprint)
+        assert facts.client_authorities == {older, plane.certificates.client_ca.public_line}
+
+
+class TestControlPlaneDirectory(PlaneContract):
     async def test_a_change_of_another_process_is_told_within_a_heartbeat_or_two(self, world: World) -> None:
         line = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFhYWFh"
         await world.add_running_workspace("alpha-9")
@@ -171,3 +187,24 @@ class TestControlPlaneDirectory(DirectoryContract):
                 assert not batch.everything
         assert await process.wait() == 0
         await feed.aclose()  # type: ignore[attr-defined]
+
+
+class TestRemoteDirectory(PlaneContract):
+    """The same over the internal API, through the real listener."""
+
+    @pytest.fixture
+    async def world(self, tmp_path: Path, location: Location) -> AsyncIterator[World]:
+        async with open_plane(tmp_path, database=location) as plane:
+            set_endpoint(plane)
+            await plane.users.create_user(OWNER)
+            reconciler = make_reconciler(plane, FakeRuntime())
+            await reconciler.start()
+            made = await plane.gateways.create_gateway("edge-1")
+            async with open_door(plane) as door:
+                client = ControlPlaneClient(f"http://127.0.0.1:{door.port}", made.credential)
+                world = World(plane, reconciler)
+                world.directory = RemoteDirectory(client)  # type: ignore[assignment]
+                yield world
+                await client.close()
+                plane.gateways.closing = True
+            await reconciler.close()

@@ -94,6 +94,13 @@ GET    /api/rc/activity                     200 200 200 200 200 200 200 200 403 
 GET    /api/rc/workspace/{raw_id}/activity  200 200 200 200 200 200 404 200 403 404 401 401 401 401
 POST   /api/rc/auth/revoke                  200 200 200 200 200 200 200 200 200 200 401 401 401 401
 
+       a gateway's own credential, and nobody's token (what it opens: test_internal_api_attacks.py)
+POST   /internal/gateway/facts              401 401 401 401 401 401 401 401 401 401 401 401 401 401
+POST   /internal/gateway/certificate        401 401 401 401 401 401 401 401 401 401 401 401 401 401
+GET    /internal/gateway/changes            401 401 401 401 401 401 401 401 401 401 401 401 401 401
+POST   /internal/gateway/events             401 401 401 401 401 401 401 401 401 401 401 401 401 401
+POST   /internal/gateway/end-missing        401 401 401 401 401 401 401 401 401 401 401 401 401 401
+
        what needs no account, and looks at no token
 GET    /                                    200 200 200 200 200 200 200 200 200 200 200 200 200 200
 GET    /healthz                             200 200 200 200 200 200 200 200 200 200 200 200 200 200

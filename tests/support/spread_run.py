@@ -45,6 +45,7 @@ LONG = (
     "tests/acceptance/test_kill_rounds.py",
     "tests/integration/test_backup.py",
     "tests/integration/test_two_servers.py",
+    "tests/integration/test_gateways_apart.py",
     "tests/contract/test_store_kills.py",
     "tests/acceptance/test_story.py",
     "tests/integration/test_console_stories.py",
@@ -83,6 +84,7 @@ class RunFacts:
         self.deselected: list[str] = []
         # How many tests ran on which database, by product and version.
         self.stores: Counter[str] = Counter()
+        self.failed: list[str] = []
         self.told = False
 
     def add_items(self, items: Iterable[pytest.Item]) -> None:

@@ -18,6 +18,7 @@ from runcode.controlplane.routes import (
     cli_login,
     device_login,
     docs,
+    internal,
     login_pages,
     metrics,
     oidc_login,
@@ -46,6 +47,7 @@ def make_app(plane: ControlPlane, settings: EdgeSettings | None = None, *, metri
     app.include_router(sharing_api.router)
     app.include_router(admin_api.router)
     app.include_router(api_activity.router)
+    app.include_router(internal.router)
     app.include_router(sign_in.router)
     app.include_router(oidc_login.router)
     app.include_router(cli_login.router)

@@ -28,6 +28,7 @@ from runcode.controlplane.services.certificates import Certificates, load_author
 from runcode.controlplane.services.client_certificates import ClientCertificates
 from runcode.controlplane.services.device_logins import DeviceLogins
 from runcode.controlplane.services.events import Events
+from runcode.controlplane.services.gateways import Gateways
 from runcode.controlplane.services.identities import Identities
 from runcode.controlplane.services.idle import IdleStops
 from runcode.controlplane.services.installation import Installation
@@ -120,6 +121,7 @@ class ControlPlane:
         self.live_sessions = LiveSessions(store, clock, self.sessions)
         self.admission = Admission(store, clock)
         self.events = Events(store, clock, settings.masking)
+        self.gateways = Gateways(store, clock)
         self.timeline = Timeline(store)
         self.idle_stops = IdleStops(store, clock, default_s=settings.workspaces.idle_stop_after_s)
         self.certificates = Certificates(self.admission, clock, client_ca=client_ca, workspace_ca=workspace_ca)

@@ -29,6 +29,8 @@ from runcode.core.errors import RunCodeError
 _KEPT_MAX: Final = 20_000
 _RATE = re.compile(r"(\d{1,6}(?:\.\d{1,3})?):(\d{1,6})", re.ASCII)
 # What somebody without an account may call, and guess at.
+# Gateways call for everybody who connects through them, from one address.
+_GATEWAY_PATH: Final = "/internal/"
 _SIGN_IN_PATHS: Final = ("/sign-in", "/auth/", "/account/password", "/api/rc/auth/")
 
 
@@ -42,11 +44,15 @@ class Rate:
 
 @dataclass(frozen=True)
 class LimitPolicy:
-    """None: no limit. `strangers`: sign-in, the exchange of codes, and calls with a token that is none."""
+    """None: no limit. `strangers`: sign-in, the exchange of codes, and calls with a token that is none.
+
+    `gateways`: the internal API, by address, whoever calls it.
+    """
 
     token: Rate | None = Rate(per_s=50, burst=200)
     address: Rate | None = Rate(per_s=200, burst=1000)
     strangers: Rate | None = Rate(per_s=5, burst=60)
+    gateways: Rate | None = Rate(per_s=2000, burst=4000)
 
 
 class Buckets:
@@ -92,18 +98,26 @@ class RateLimits:
         monotonic: Callable[[], float] = time.monotonic,
         on_limited: Callable[[str], None] | None = None,
     ) -> None:
-        """`on_limited` is told `token`, `address` or `strangers` for each call that is refused."""
+        """`on_limited` is told `token`, `address`, `strangers` or `gateways` for each call that is refused."""
         policy = policy or LimitPolicy()
         self._on_limited = on_limited
         self._buckets = {
             name: Buckets(rate, monotonic)
-            for name, rate in (("token", policy.token), ("address", policy.address), ("strangers", policy.strangers))
+            for name, rate in (
+                ("token", policy.token),
+                ("address", policy.address),
+                ("strangers", policy.strangers),
+                ("gateways", policy.gateways),
+            )
             if rate is not None
         }
 
     def require_address(self, address: str, path: str) -> None:
         """One call from there. Raises `RateLimited`."""
         network = network_of(address)
+        if path.startswith(_GATEWAY_PATH):
+            self._require("gateways", network)
+            return
         self._require("address", network)
         if path.startswith(_SIGN_IN_PATHS):
             self._require("strangers", network)

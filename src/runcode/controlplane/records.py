@@ -62,6 +62,24 @@ class NewToken:
 
 
 @dataclass(frozen=True)
+class GatewayRecord:
+    """A gateway that runs as a process of its own, without its credential, which nobody can read again."""
+
+    id: int
+    name: str
+    created_at: datetime.datetime
+    revoked_at: datetime.datetime | None
+
+
+@dataclass(frozen=True)
+class NewGateway:
+    """The only moment at which a gateway's credential exists here in plain text."""
+
+    record: GatewayRecord
+    credential: str = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Caller:
     """Who asks, as an API token or a signed-in browser proved; `token_id` is None for a browser.
 

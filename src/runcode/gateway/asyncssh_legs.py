@@ -68,17 +68,20 @@ class ClientLeg(FramedConnection, SSHServerConnection):
         *,
         framing: Framing,
         max_auth_requests: int,
+        source: str | None = None,
     ) -> None:
+        """`source` is the client's address, where the socket's peer is a balancer."""
         SSHServerConnection.__init__(self, loop, options)
         self._prepare_framing(framing)
         self._protocol_factory = lambda: cast(asyncssh.SSHServer, judge)
         self._judge = judge
+        self._told_source = source
         self._auth_requests_left = max_auth_requests
         self._let_in = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         peername = transport.get_extra_info("peername")
-        self.source = str(peername[0]) if isinstance(peername, tuple) else ""
+        self.source = self._told_source or (str(peername[0]) if isinstance(peername, tuple) else "")
         if not self._judge.admit_socket(self.source):
             self._cancel_login_timer()
             cast(asyncio.Transport, transport).abort()

@@ -1,7 +1,7 @@
 """The gateway's port to the control plane: facts for admission, certificates, changes.
 
 Owns: the questions that a gateway may ask. Implemented in process by the server
-(and later over the control plane's internal API); tests use a fake that passes
+(and over the control plane's internal API); tests use a fake that passes
 the same contract suite. Nothing here decides: `admission` does.
 """
 

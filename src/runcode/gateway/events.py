@@ -1,7 +1,7 @@
 """What a gateway saw, as events, and the port through which the control plane takes them.
 
 Owns: the shape of an event and `EventSink`. Made by `journal`, queued and
-delivered by `recorder`; implemented in process by the server, later over the
+delivered by `recorder`; implemented in process by the server, and over the
 control plane's internal API. Nothing here reads or writes.
 
 An event is a fact that never changes: something started, or ended, or a note.

@@ -12,7 +12,8 @@ Guarantee:
 - Waiting events are bounded, in all and for each connection (`RecorderLimits`). One
   for which there is no room is counted, and the count is an event itself
   (`dropped`), under the connection whose share was used up.
-- Events of one gateway arrive in order, at least once, as long as they arrive.
+- Events of one gateway arrive in order, at least once, as long as they arrive; with a
+  spool, also those that waited when the process was killed, before anything newer.
 - After any drop, and at the start, the sink is told which subjects still go on, so
   that nothing is left open for ever.
 """
@@ -31,6 +32,7 @@ from itertools import islice
 
 from runcode.core.errors import RunCodeError
 from runcode.gateway.events import DROPPED, END, NOTE, START, EventSink, GatewayEvent
+from runcode.gateway.spool import EventSpool
 
 _log = logging.getLogger(__name__)
 
@@ -66,12 +68,16 @@ class EventRecorder:
         gateway: str,
         clock: Callable[[], datetime.datetime],
         limits: RecorderLimits | None = None,
+        spool: EventSpool | None = None,
     ) -> None:
         self._sink = sink
         self._gateway = gateway
         self._clock = clock
         self._limits = limits or RecorderLimits()
+        self._spool = spool
         self._waiting: deque[GatewayEvent] = deque()
+        # Where each of them stands in the spool.
+        self._places: deque[int] = deque()
         self._waiting_bytes = 0
         self._shares: Counter[str | None] = Counter()
         self._dropped: Counter[tuple[str | None, int | None, int | None, int | None]] = Counter()
@@ -103,6 +109,7 @@ class EventRecorder:
 
     def _enqueue(self, event: GatewayEvent, cost: int) -> None:
         self._waiting.append(event)
+        self._places.append(0 if self._spool is None else self._spool.append(event))
         self._waiting_bytes += cost
         self._shares[event.connection_id] += cost
 
@@ -169,6 +176,7 @@ class EventRecorder:
         """Everything that waits, oldest first; then the counts of what did not; then what is still open."""
         while self._waiting or self._dropped or self._open_is_wrong is not None:
             if self._open_is_wrong == SERVER_ENDED:
+                await self._deliver_leftovers()
                 # Before this run's first event: what an earlier run left open ends here.
                 await self._watched(self._sink.end_missing(self._gateway, (), SERVER_ENDED))
                 self._open_is_wrong = None
@@ -185,6 +193,29 @@ class EventRecorder:
                 except BaseException:
                     self._open_is_wrong = reason
                     raise
+
+    async def _deliver_leftovers(self) -> None:
+        """What an earlier run of this gateway saw and could not tell; known already changes nothing."""
+        while self._spool is not None and (found := self._spool.load_leftovers()) is not None:
+            path, events = found
+            for at in range(0, len(events), self._limits.batch):
+                await self._deliver_leftover_batch(events[at : at + self._limits.batch])
+            self._spool.forget_leftovers(path)
+
+    async def _deliver_leftover_batch(self, events: list[GatewayEvent]) -> None:
+        try:
+            await self._watched(self._sink.record(self._gateway, events))
+        except RunCodeError as error:
+            if error.code != "bad_request":
+                raise
+            # A damaged line that reads like an event: the others are told one by one.
+            for event in events:
+                try:
+                    await self._watched(self._sink.record(self._gateway, [event]))
+                except RunCodeError as refusal:
+                    if refusal.code != "bad_request":
+                        raise
+                    _log.error("an event of an earlier run was refused and is given up")
 
     def _put_counts(self) -> None:
         """One `dropped` event for each connection that lost some; bounded, so past the limits."""
@@ -206,7 +237,9 @@ class EventRecorder:
     def _forget(self, count: int) -> None:
         """The oldest `count` events are delivered, or given up."""
         for _ in range(count):
-            event = self._waiting.popleft()
+            event, place = self._waiting.popleft(), self._places.popleft()
+            if self._spool is not None:
+                self._spool.delivered(place)
             cost = _cost(event)
             self._waiting_bytes -= cost
             self._shares[event.connection_id] -= cost

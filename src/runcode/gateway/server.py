@@ -11,7 +11,7 @@ import datetime
 import logging
 import socket
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +26,12 @@ from runcode.gateway.asyncssh_legs import SIGNATURE_ALGORITHMS, ClientLeg
 from runcode.gateway.asyncssh_trial import find_framing_obstacle
 from runcode.gateway.connection import GatewayContext
 from runcode.gateway.directory import Directory
+from runcode.gateway.doorstep import Doorstep, Network
 from runcode.gateway.events import NOTE, USED, EventSink, GatewayEvent, NoSink
 from runcode.gateway.lobby import Lobby
 from runcode.gateway.recorder import EventRecorder, new_subject_id
 from runcode.gateway.registry import ConnectionRegistry
+from runcode.gateway.spool import EventSpool
 from runcode.gateway.ssh_server import ClientCallbacks
 from runcode.gateway.usage import UsageWatch, WorkspaceUse
 from runcode.gateway.watcher import ChangeWatcher
@@ -46,6 +48,7 @@ EMBEDDED = "embedded"
 class GatewayHealth:
     """`feed_age_s` is infinite while the change feed has never spoken; bytes and drops are since the start.
 
+    `spool_obstacle` says why events that wait are in memory only; None: they are not, or there is no spool.
     `framing_obstacle` says why packets of data go the slow way, through asyncssh; None: they do not. `resealed_bytes`
     of them went the short way since the start, `singly_bytes` the other.
     """
@@ -58,6 +61,7 @@ class GatewayHealth:
     bytes_to_clients: int
     events_waiting: int
     events_dropped: int
+    spool_obstacle: str | None
     framing_obstacle: str | None
     resealed_bytes: int
     singly_bytes: int
@@ -67,7 +71,8 @@ class GatewayServer:
     """Start it once; close it once. All of it lives on the event loop that started it.
 
     `events` is told what connections do (None: nobody is); `name` is under which
-    gateway, and stays the same from run to run.
+    gateway, and stays the same from run to run; `spool` keeps events until they are told.
+    `balancers` must say with a PROXY header who calls.
     """
 
     def __init__(
@@ -80,6 +85,8 @@ class GatewayServer:
         clock: Callable[[], datetime.datetime] | None = None,
         events: EventSink | None = None,
         name: str = EMBEDDED,
+        spool: EventSpool | None = None,
+        balancers: Sequence[Network] = (),
     ) -> None:
         self._policy = policy or AdmissionPolicy()
         self._host_key_path = host_key_path
@@ -91,7 +98,9 @@ class GatewayServer:
         self._directory = directory
         self._connect_unix = connect_unix
         self._clock = clock or (lambda: datetime.datetime.now(datetime.timezone.utc))
-        self._recorder = EventRecorder(events or NoSink(), gateway=name, clock=self._clock)
+        self._recorder = EventRecorder(events or NoSink(), gateway=name, clock=self._clock, spool=spool)
+        self._spool = spool
+        self._balancers = tuple(balancers)
         self._usage = UsageWatch(self._registry, report=self._report_use)
         self._listener: asyncio.Server | None = None
         self._framing = Framing("the gateway has not started")
@@ -135,7 +144,7 @@ class GatewayServer:
             recorder=self._recorder,
         )
         self._listener = await asyncio.get_running_loop().create_server(
-            lambda: self._make_leg(options, context), sock=listener, backlog=_BACKLOG
+            lambda: self._make_doorstep(options, context), sock=listener, backlog=_BACKLOG
         )
         self._recorder.start()
         self._usage.start()
@@ -173,6 +182,7 @@ class GatewayServer:
             bytes_to_clients=to_clients,
             events_waiting=self._recorder.waiting,
             events_dropped=self._recorder.dropped_in_all,
+            spool_obstacle=None if self._spool is None else self._spool.obstacle,
             framing_obstacle=self._framing.obstacle,
             resealed_bytes=self._framing.resealed,
             singly_bytes=self._framing.handled_singly,
@@ -200,13 +210,23 @@ class GatewayServer:
         except TimeoutError:
             pass
 
-    def _make_leg(self, options: asyncssh.SSHServerConnectionOptions, context: GatewayContext) -> ClientLeg:
+    def _make_doorstep(
+        self, options: asyncssh.SSHServerConnectionOptions, context: GatewayContext
+    ) -> asyncio.BaseProtocol:
+        if not self._balancers:
+            return self._make_leg(options, context, None)
+        return Doorstep(self._balancers, lambda source: self._make_leg(options, context, source))
+
+    def _make_leg(
+        self, options: asyncssh.SSHServerConnectionOptions, context: GatewayContext, source: str | None
+    ) -> ClientLeg:
         leg = ClientLeg(
             asyncio.get_running_loop(),
             options,
             ClientCallbacks(context),
             framing=self._framing,
             max_auth_requests=self._policy.max_auth_requests,
+            source=source,
         )
         self._legs.add(leg)
         return leg

@@ -68,6 +68,7 @@ class Front:
         self._proxies = TrustedProxies(options.trusted_proxies)
         self._metrics_token = _load_metrics_token(options)
         self.tls = _load_tls(options)
+        self._plane: ControlPlane | None = None
         self._servers: list[WebServer] = []
         self._serving: list[asyncio.Task[None]] = []
         self._sockets = contextlib.ExitStack()
@@ -97,6 +98,7 @@ class Front:
 
     def serve(self, plane: ControlPlane) -> None:
         """Answer from now on; ends with `close`."""
+        self._plane = plane
         options = self._options
         doorman = Doorman(options.connections, self._proxies)
         plane.metrics.add_collector(DoorNumbers(doorman))
@@ -154,6 +156,8 @@ class Front:
 
     async def close(self) -> None:
         """Let nobody new in, let requests that are under way end, then end everything. Idempotent."""
+        if self._plane is not None:
+            self._plane.gateways.closing = True
         await asyncio.gather(*(server.finish() for server in self._servers))
         if self._serving:
             await asyncio.wait(self._serving, timeout=5)
@@ -213,6 +217,9 @@ class GatewayNumbers(Collector):
             "runcode_gateway_feed_age_seconds", "Since the change feed last spoke; +Inf: never.", health.feed_age_s
         )
         yield GaugeMetricFamily("runcode_gateway_events_waiting", "Events not kept yet.", health.events_waiting)
+        yield GaugeMetricFamily(
+            "runcode_gateway_spool_usable", "0: events that wait are in memory only.", health.spool_obstacle is None
+        )
         yield CounterMetricFamily("runcode_gateway_events_dropped", "Events without room.", health.events_dropped)
 
 

@@ -72,8 +72,20 @@ def parse_public_url(text: str) -> str:
     return f"{parts.scheme}://{shown}" + ("" if port in (None, default) else f":{port}")
 
 
-def bind(address: Address, option: str) -> socket.socket:
-    """A listening, non-blocking TCP socket. Raises `io_error` that names the address and the option."""
+def bind(address: Address, option: str, *, shared: bool = False) -> socket.socket:
+    """A listening, non-blocking TCP socket. Raises `io_error` that names the address and the option.
+
+    `shared`: with other processes of this user (SO_REUSEPORT).
+    """
+    return _bind(address, option, shared=shared, listening=True)
+
+
+def bind_shared(address: Address, option: str) -> socket.socket:
+    """Holds a port that listeners of this user may share, and accepts nothing itself."""
+    return _bind(address, option, shared=True, listening=False)
+
+
+def _bind(address: Address, option: str, *, shared: bool, listening: bool) -> socket.socket:
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
         resolved = socket.getaddrinfo(address.host, address.port, family, socket.SOCK_STREAM)[0][4]
@@ -87,8 +99,11 @@ def bind(address: Address, option: str) -> socket.socket:
         ) from error
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind(resolved)
-        listener.listen(BACKLOG)
+        if listening:
+            listener.listen(BACKLOG)
         listener.setblocking(False)
     except OSError as error:
         listener.close()

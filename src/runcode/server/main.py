@@ -96,7 +96,8 @@ def _run_up(options: argparse.Namespace) -> int:
 
     set_up_logging(log_format=options.log_format, verbose=options.verbose)
     oidc, oidc_policy = read_oidc_options(options)
-    ssh = None if options.ssh == "off" else parse_address(options.ssh, "--ssh")
+    ssh = None if options.ssh in ("off", "remote") else parse_address(options.ssh, "--ssh")
+    remote_host_key = _find_remote_host_key(options)
     public = None if options.ssh_public is None else parse_address(options.ssh_public, "--ssh-public")
     if ssh is not None and public is None and ssh.host in ("0.0.0.0", "::"):  # noqa: S104
         raise RunCodeError(
@@ -111,6 +112,7 @@ def _run_up(options: argparse.Namespace) -> int:
             log_format=options.log_format,
             ssh=ssh,
             ssh_public=public,
+            remote_host_key=remote_host_key,
             ready_file=None if options.ready_file is None else Path(options.ready_file).absolute(),
             admin_email=options.admin_email,
             keep_workspaces=options.keep_workspaces,
@@ -130,6 +132,56 @@ def _run_up(options: argparse.Namespace) -> int:
             trusted_client_cas=None if options.trusted_client_cas is None else Path(options.trusted_client_cas),
         )
     )
+
+
+def _find_remote_host_key(options: argparse.Namespace) -> str | None:
+    """With `--ssh remote`: the host key that bundles name."""
+    from runcode.core.hostkeys import parse_public_key
+
+    if options.ssh != "remote":
+        if options.ssh_host_key is not None:
+            raise RunCodeError(
+                "usage", "--ssh-host-key goes with --ssh remote", resolution="see `runcode-server up --help`"
+            )
+        return None
+    if options.ssh_public is None or options.ssh_host_key is None:
+        raise RunCodeError(
+            "usage",
+            "--ssh remote needs the gateways' address and host key",
+            resolution="add --ssh-public HOST:PORT and --ssh-host-key FILE.pub",
+        )
+    try:
+        text = Path(options.ssh_host_key).read_text(encoding="utf-8")[:16384]
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunCodeError(
+            "io_error", f"{options.ssh_host_key} cannot be read", resolution="name a .pub file"
+        ) from error
+    return parse_public_key(" ".join(text.split()[:2])).line
+
+
+def _run_gateway(options: argparse.Namespace) -> int:
+    from runcode.server.gateway_process import GatewayOptions, parse_control_plane, run_worker
+    from runcode.server.gateway_supervisor import run_gateway
+    from runcode.server.listeners import parse_address
+    from runcode.server.logs import set_up_logging
+
+    set_up_logging(log_format=options.log_format, verbose=options.verbose)
+    credential_file = Path(options.credential_file).absolute()
+    asked = GatewayOptions(
+        control_plane=parse_control_plane(options.control_plane),
+        credential_file=credential_file,
+        ssh=parse_address(options.ssh, "--ssh"),
+        host_key=Path(options.host_key).absolute(),
+        spool=credential_file.parent / "spool" if options.spool is None else Path(options.spool).absolute(),
+        workers=options.workers,
+        balancers=tuple(options.proxy_protocol_from),
+        ca_file=None if options.ca_file is None else Path(options.ca_file).absolute(),
+        ready_file=None if options.ready_file is None else Path(options.ready_file).absolute(),
+        drain_s=options.drain_s,
+        verbose=options.verbose,
+        log_format=options.log_format,
+    )
+    return run_gateway(asked) if options.worker is None else run_worker(asked, options.worker)
 
 
 def _front_options(options: argparse.Namespace) -> FrontOptions:
@@ -397,6 +449,14 @@ def make_parser() -> argparse.ArgumentParser:
     share.add_argument("--role", choices=("use", "manage"), default="use", help="manage: may also stop it")
     _add_verb(workspace, "sizes", "list_sizes", "the sizes that this server offers")
 
+    gateway = _add_noun(nouns, "gateway", "SSH gateways that run as processes of their own")
+    create = _add_verb(gateway, "create", "create_gateway", "a credential for one; prints it once, alone")
+    create.add_argument("name", metavar="NAME", help="what its events are listed under, such as edge-1")
+    _add_verb(gateway, "list", "list_gateways", "list them (never the credentials)")
+    revoke = _add_verb(gateway, "revoke", "revoke_gateway", "let a gateway ask nothing any more")
+    revoke.add_argument("name", metavar="NAME")
+    _add_gateway_run(gateway)
+
     team = _add_noun(nouns, "team", "people with whom a workspace is shared by one word")
     create = _add_verb(team, "create", "create_team", "make one")
     create.add_argument("name", metavar="NAME")
@@ -422,8 +482,14 @@ def _add_up(nouns: argparse._SubParsersAction[_Parser]) -> None:
     up.add_argument(
         "--http", default="127.0.0.1:8080", metavar="HOST:PORT", help="control plane (default: %(default)s)"
     )
-    up.add_argument("--ssh", default="127.0.0.1:8022", metavar="HOST:PORT", help="SSH gateway, or `off` (%(default)s)")
+    up.add_argument(
+        "--ssh",
+        default="127.0.0.1:8022",
+        metavar="HOST:PORT",
+        help="SSH gateway; `off`, or `remote`: see `gateway run` (%(default)s)",
+    )
     up.add_argument("--ssh-public", metavar="HOST:PORT", help="the gateway's address as clients reach it")
+    up.add_argument("--ssh-host-key", metavar="FILE.pub", help="with --ssh remote: the gateways' public host key")
     up.add_argument("--public-url", metavar="URL", help="the control plane's https address as clients reach it")
     up.add_argument("--ready-file", metavar="FILE", help="written (0600) once everything really answers")
     _add_database(up)
@@ -483,6 +549,33 @@ def _add_up(nouns: argparse._SubParsersAction[_Parser]) -> None:
     up.add_argument("--keep-ended-sessions-s", type=_positive, help=argparse.SUPPRESS)
     up.add_argument("--min-free-bytes", type=int, help=argparse.SUPPRESS)
     up.set_defaults(run=_run_up)
+
+
+def _add_gateway_run(gateway: argparse._SubParsersAction[_Parser]) -> None:
+    about = "serve SSH for a control plane that is elsewhere, in the foreground, until SIGTERM or Ctrl-C"
+    run = gateway.add_parser("run", help=about, description=about)
+    run.add_argument("--control-plane", required=True, metavar="URL", help="its https address (http on loopback only)")
+    run.add_argument("--credential-file", required=True, metavar="FILE", help="what `gateway create` printed (0600)")
+    run.add_argument("--ssh", default="127.0.0.1:8022", metavar="HOST:PORT", help="listen there (default: %(default)s)")
+    run.add_argument("--host-key", required=True, metavar="FILE", help="the gateways' private host key, Ed25519 (0600)")
+    run.add_argument("--workers", type=_workers, default=1, metavar="N", help="processes that share the port (1 to 64)")
+    run.add_argument(
+        "--proxy-protocol-from",
+        action="append",
+        default=[],
+        metavar="NET",
+        help="a TCP balancer, which must send a PROXY header of version 2 (address or network; repeatable)",
+    )
+    run.add_argument("--spool", metavar="DIR", help="events on their way (default: `spool` beside the credential file)")
+    run.add_argument("--ca-file", metavar="FILE", help="who vouches for the control plane's certificate (PEM)")
+    run.add_argument("--ready-file", metavar="FILE", help="written (0600) once every worker serves")
+    run.add_argument(
+        "--drain-s", type=_seconds, default=30.0, metavar="S", help="what open connections get at the end (%(default)g)"
+    )
+    run.add_argument("--log-format", choices=("text", "json"), default="text", help="as of `up` (default: %(default)s)")
+    run.add_argument("--verbose", action="store_true", help="say more in the log")
+    run.add_argument("--worker", type=int, help=argparse.SUPPRESS)
+    run.set_defaults(run=_run_gateway)
 
 
 def _add_front(up: argparse.ArgumentParser) -> None:
@@ -565,6 +658,13 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds <= 3600:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds up to 3600")
     return seconds
+
+
+def _workers(text: str) -> int:
+    number = _positive(text)
+    if number > 64:
+        raise argparse.ArgumentTypeError("at most 64 workers share a port")
+    return number
 
 
 def _positive(text: str) -> int:

@@ -46,6 +46,7 @@ from runcode.runtimes.unix_sockets import open_unix_socket
 from runcode.server.data_folder import DataFolder, translated_os_errors, write_private_file
 from runcode.server.directory import InProcessDirectory, InProcessEventSink
 from runcode.server.front import ANSWER_TIMEOUT_S, Front, FrontOptions, GatewayNumbers, reachable
+from runcode.server.gateway_process import open_spool
 from runcode.server.installed_runtimes import load_runtimes
 from runcode.server.listeners import Address, bind, bound_address
 from runcode.server.logs import JSON, TEXT, say
@@ -64,6 +65,8 @@ class UpOptions(Value):
     front: FrontOptions
     ssh: Address | None
     ssh_public: Address | None = None
+    # Set for `--ssh remote`: gateways elsewhere, which bundles name by `ssh_public` and this key.
+    remote_host_key: str | None = None
     log_format: str = TEXT
     ready_file: Path | None = None
     admin_email: str = "admin@localhost"
@@ -168,13 +171,20 @@ async def _run(
     if ssh is None:
         # A gateway does this at its start; without one, what a killed server left open ends here.
         await plane.events.end_missing(gateway_name, (), SERVER_ENDED)
+        if options.remote_host_key is not None and options.ssh_public is not None:
+            # Configuration, never what a gateway says: whoever steals a credential announces no host key with it.
+            plane.ssh_endpoint.set(options.ssh_public.host, options.ssh_public.port, (options.remote_host_key,))
+            facts = {"ssh_host": options.ssh_public.host, "ssh_port": options.ssh_public.port}
     if ssh is not None and options.ssh is not None:
+        spool = open_spool(folder.path / "event-spool")
+        stack.callback(spool.close)
         gateway = GatewayServer(
             InProcessDirectory(plane),
             host_key_path=folder.gateway_host_key,
             connect_unix=open_unix_socket,
             events=InProcessEventSink(plane),
             name=gateway_name,
+            spool=spool,
         )
         await gateway.start_on(ssh)
         plane.readiness.add("gateway_feed", lambda: gateway.health().feed_is_fresh)

@@ -31,6 +31,7 @@ from runcode.server.data_folder import DataFolder
 from runcode.server.database_verbs import check as check_database
 from runcode.server.database_verbs import show_status as show_database
 from runcode.server.database_verbs import vacuum as vacuum_database
+from runcode.server.gateway_verbs import create_gateway, list_gateways, revoke_gateway
 from runcode.server.identity_verbs import (
     create_sign_in_link,
     create_token,
@@ -71,6 +72,7 @@ __all__ = [
     "Verb",
     "add_member",
     "check_database",
+    "create_gateway",
     "create_sign_in_link",
     "create_team",
     "create_token",
@@ -82,6 +84,7 @@ __all__ = [
     "invite_user",
     "link_identity",
     "list_activity",
+    "list_gateways",
     "list_leases",
     "list_members",
     "list_sessions",
@@ -92,6 +95,7 @@ __all__ = [
     "remove_member",
     "rename_team",
     "retry_workspace",
+    "revoke_gateway",
     "revoke_sessions",
     "revoke_token",
     "set_password",

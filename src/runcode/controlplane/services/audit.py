@@ -47,6 +47,8 @@ UNSHARED: Final = "unshared"
 TEAM_CREATED: Final = "team_created"
 TEAM_CHANGED: Final = "team_changed"
 TEAM_DELETED: Final = "team_deleted"
+GATEWAY_CREATED: Final = "gateway_created"
+GATEWAY_REVOKED: Final = "gateway_revoked"
 ACTS: Final = frozenset(
     (
         SIGNED_IN,
@@ -73,6 +75,8 @@ ACTS: Final = frozenset(
         TEAM_CREATED,
         TEAM_CHANGED,
         TEAM_DELETED,
+        GATEWAY_CREATED,
+        GATEWAY_REVOKED,
     )
 )
 NOTE: Final = "note"

@@ -94,8 +94,10 @@ class Events:
                     detail["token_id"], detail["token"] = tokens[event.session_id]
                 audit_chain.add(session.sync_session, _as_values(gateway, event, now, detail))
 
-    async def end_missing(self, gateway: str, live: Collection[str], reason: str) -> int:
+    async def end_missing(self, gateway: str, live: Collection[str], reason: str, *, beginning: str = "") -> int:
         """End everything that `gateway` started, save the `live` subjects; returns how many that were. Idempotent.
+
+        Only of subjects whose ids begin with `beginning`.
 
         Their end is now: when they really ended is not known.
         """
@@ -107,7 +109,7 @@ class Events:
             if not rows:
                 return ended
             after = rows[-1].id
-            missing = [row for row in rows if row.subject_id not in live]
+            missing = [row for row in rows if row.subject_id not in live and row.subject_id.startswith(beginning)]
             if missing:
                 await self.record(gateway, [_end_of(row, self._clock.now(), reason) for row in missing])
             ended += len(missing)

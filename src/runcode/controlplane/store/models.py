@@ -181,6 +181,19 @@ class InstallationRow(Base):
     created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
 
 
+class GatewayRow(Base):
+    """A gateway's credential, as a hash only. A name may come again once the row that had it is revoked."""
+
+    __tablename__ = "gateways"
+    __table_args__ = _NEVER_REUSED
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True, autoincrement=True)
+    name: Mapped[str] = mapped_column(String(48))
+    credential_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+    revoked_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
+
+
 class HostKeyRow(Base):
     __tablename__ = "workspace_host_keys"
 
