@@ -114,7 +114,7 @@ def test_every_number_that_is_alerted_on_is_one_that_we_have() -> None:
         connections = refused = 0
 
         def health(self) -> GatewayHealth:
-            return GatewayHealth(0, 0, 0.0, True, 0, 0, 0, 0, framing_obstacle=None, resealed_bytes=0, singly_bytes=0)
+            return GatewayHealth(0, 0, 0.0, True, 0, 0, 0, 0, None, None, resealed_bytes=0, singly_bytes=0)
 
     metrics = Metrics()
     metrics.add_collector(DoorNumbers(Idle()))  # type: ignore[arg-type]
