@@ -194,6 +194,7 @@ def test_one_server_that_is_killed_takes_nothing_of_the_others_with_it(pair: Pai
     assert pair.first.stop() == 0
     pair.second.operator("workspace", "start", "of-the-second")
     pair.first.start()
+    until(lambda: states(pair.first)["cut-box"] == "running", "the first has its own boxes again")
     before = pair.query(places)
     kept = keepers(pair.second)
     assert kept

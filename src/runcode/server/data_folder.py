@@ -32,7 +32,7 @@ from runcode.core.errors import RunCodeError
 
 FORMAT = 1
 KEY_NAMES = ("client_ca", "workspace_ca", "gateway_host_ed25519")
-# The audit's, both halves, from the first `up` on: what one server signed, all others of the installation must believe.
+# The audit's, both halves, from the first `up` on: what one server signed, the installation's others have to believe.
 AUDIT_KEY_NAMES = ("audit_ed25519", "audit_ed25519.pub")
 _KEY_BYTES_MAX = 16 * 1024
 _PLACE = re.compile(r"[0-9a-f]{16}", re.ASCII)
