@@ -64,6 +64,10 @@ class DataFolder:
         return self.path / "audit" / "checkpoints.jsonl"
 
     @property
+    def web_base(self) -> Path:
+        return self.path / "web_base"
+
+    @property
     def audit_key(self) -> Path:
         return self.keys / "audit_ed25519"
 
@@ -83,6 +87,20 @@ class DataFolder:
         """From now on every verb on this folder finds that database. Atomic; 0600."""
         with translated_os_errors(self.database_url):
             write_private_file(self.database_url, url.conninfo + "\n")
+
+    def remember_web_base(self, base: str) -> None:
+        """Where browsers reach the server that serves from here, for links that a verb prints later."""
+        if base == self.find_web_base():
+            return
+        with translated_os_errors(self.web_base):
+            write_private_file(self.web_base, base + "\n")
+
+    def find_web_base(self) -> str | None:
+        """What the last server said; None before the first. For the operator to read, not to be trusted as safe."""
+        try:
+            return self.web_base.read_text(encoding="utf-8").strip() or None
+        except (OSError, UnicodeDecodeError):
+            return None
 
     def load_place(self) -> str:
         """This folder's own name on a database that several servers share: 16 hex digits, drawn once."""
