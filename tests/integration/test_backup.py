@@ -76,6 +76,8 @@ def test_a_backup_of_a_running_server_restores_a_server_that_serves(
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert answer["bytes"] == file.stat().st_size
     assert "conflict" in service.operator("backup", str(file), check=False).stderr, "nothing is overwritten"
+    # What an operator keeps elsewhere.
+    checkpoints = shutil.copy(service.data_dir / "audit" / "checkpoints.jsonl", tmp_path / "checkpoints.jsonl")
     # After the copy: these are lost, and must not be confused with what comes next.
     lost = service.operator_json("workspace", "create", "lost")["id"]
     assert service.stop() == 0
@@ -92,6 +94,10 @@ def test_a_backup_of_a_running_server_restores_a_server_that_serves(
     shutil.rmtree(restored.data_dir / "runtimes")
     subprocess.run(["cp", "-aT", str(service.data_dir / "runtimes"), str(restored.data_dir / "runtimes")], check=True)
     assert restored.operator_json("session", "list") == [], "no session of before can connect"
+    # Before it serves, only checkpoints from elsewhere can vouch; they were signed by the key that came along.
+    alone = restored.operator("audit", "verify", check=False)
+    assert (alone.returncode, "--checkpoints FILE" in alone.stderr) == (1, True), alone.stderr
+    assert restored.operator_json("audit", "verify", "--checkpoints", str(checkpoints))["checkpoints"] > 0
     restored.start()
     assert "token" not in restored.first_facts
     rows = {row["title"]: row["state"] for row in restored.operator_json("workspace", "list")}
@@ -103,7 +109,8 @@ def test_a_backup_of_a_running_server_restores_a_server_that_serves(
     bob.login(restored, facts["bobs_token"])
     bob.runcode("connect", "busy", "--wait")
     assert bob.runcode("exec", "--", "cat file").stdout == b"kept\n"
-    for name in ("gateway_host_ed25519", "client_ca", "workspace_ca"):
+    assert restored.operator_json("audit", "verify")["ok"]
+    for name in ("gateway_host_ed25519", "client_ca", "workspace_ca", "audit_ed25519", "audit_ed25519.pub"):
         assert (restored.data_dir / "keys" / name).read_bytes() == (service.data_dir / "keys" / name).read_bytes()
     assert restored.operator_json("workspace", "create", "new")["id"] > lost
     assert restored.stop() == 0

@@ -39,6 +39,9 @@ MASK: Final = "[masked]"
 _LEVELS_MAX = 4
 # Where the gateway has left out a long command's middle (`gateway.journal`): words beside it may be halves of secrets.
 _CUT = re.compile(r" …\[cut: [0-9]{1,12} bytes in all\]… ")
+# As the gateway bounds a command that is not our own client's, with room for its mark.
+_KEPT_HEAD, _KEPT_TAIL = 3072, 1024
+_KEPT_MAX = _KEPT_HEAD + _KEPT_TAIL + 60
 _BLANK = re.compile(r"\s")
 # A long call of our own client: cut, so that it cannot be read back, with our own quotes around the person's.
 _WRAPPED = "exec /usr/bin/env 'SHLVL=1' 'RUNCODE_EXEC="
@@ -67,6 +70,11 @@ def mask_detail(kind: str, detail: Detail, patterns: Sequence[Pattern] = ()) -> 
     elif text.startswith(_WRAPPED):
         # Quotes around quotes, of which the cut took some: without them the words stand where they stood.
         text = "runcode exec -- " + text.replace("\\", "").replace("'", "").partition(" set -- ")[2]
+    elif len(text) > _KEPT_MAX:
+        # It began like a script of our own client, so the gateway left it long; but it was no call of ours.
+        size = kept.get("text_bytes")
+        told = size if isinstance(size, int) else len(text.encode())
+        text = f"{text[:_KEPT_HEAD]} …[cut: {told} bytes in all]… {text[-_KEPT_TAIL:]}"
     masked, count = mask_words(asked, patterns) if asked is not None else mask_text(text, patterns)
     kept["text"] = masked
     if count:

@@ -158,13 +158,9 @@ def _unpack(path: Path, folder: Path) -> dict[str, str]:
             found[entry.name] = digest.hexdigest()
     if told is None:
         raise _damaged(path, "its end is missing")
-    if told != found or not {_MANIFEST, *_key_members()} <= set(found):
+    if told != found or not {_MANIFEST, *(f"keys/{name}" for name in KEY_NAMES)} <= set(found):
         raise _damaged(path, "a checksum does not fit")
     return found
-
-
-def _key_members() -> set[str]:
-    return {f"keys/{name}" for name in KEY_NAMES}
 
 
 def _is_key_member(name: str) -> bool:
