@@ -274,7 +274,8 @@ class Tokens:
         """Part of a caller's transaction."""
         now = self._clock.now()
         row.revoked_at = now
-        await revoke_sessions(session, now, SessionRow.token_id == row.id)
+        # By the person's index: a token's sessions are its person's.
+        await revoke_sessions(session, now, SessionRow.user_id == row.user_id, SessionRow.token_id == row.id)
         changes.append_change(session, changes.TOKEN_REVOKED, now, user_id=row.user_id)
         detail: audit.Detail = {"token": row.id, "name": row.name}
         await audit.note(session, audit.TOKEN_REVOKED, now, caller=caller, user_id=row.user_id, detail=detail)
