@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sqlite3
@@ -76,6 +77,8 @@ class _Gathering:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         self._facts.tables.add_report(report)
+        if report.failed and report.nodeid not in self._facts.failed:
+            self._facts.failed.append(report.nodeid)
         if report.when == "call":
             self._facts.stores.update(str(value) for name, value in report.user_properties if name == "store")
 
@@ -86,6 +89,8 @@ class _Gathering:
         output = getattr(self._config, "workeroutput", None)
         if output is not None:
             self._facts.write_message(output)
+        elif (path := self._config.getoption("--failures-file")) is not None:
+            Path(path).write_text(json.dumps(self._facts.failed))
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
@@ -114,6 +119,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--agents", choices=["short", "all"], default="short", help="also the long stories (agents_long)")
+    parser.addoption("--failures-file", metavar="FILE", help="for scripts/run_tests.py: which tests failed, as JSON")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

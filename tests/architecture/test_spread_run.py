@@ -52,9 +52,13 @@ def test_crash(): os._exit(3)
 
 
 def run_pytest(folder: Path, *words: str) -> tuple[int, list[str]]:
+    return run_program(folder, "-m", "pytest", "-c", "pytest.ini", *words)
+
+
+def run_program(folder: Path, *words: str) -> tuple[int, list[str]]:
     (folder / "pytest.ini").write_text(_INI)
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-c", "pytest.ini", *words],
+        [sys.executable, *words],
         cwd=folder,
         env={"PATH": os.environ["PATH"], "HOME": str(folder), "COLUMNS": "100"},
         stdin=subprocess.DEVNULL,
@@ -162,6 +166,36 @@ def test_auto_means_as_many_workers_as_we_say(tmp_path: Path) -> None:
     assert status == 0
     # Each worker is given a unit at the start.
     assert len(set(re.findall(r"^\[(gw\d+)\]", "\n".join(lines), re.MULTILINE))) == spread_run.count_workers()
+
+
+# Fails as often as it says, then passes.
+_WAVERING = """
+from pathlib import Path
+
+def test_it():
+    file = Path(__file__).with_suffix(".runs")
+    runs = len(file.read_text()) if file.exists() else 0
+    file.write_text("x" * (runs + 1))
+    assert runs >= {failures}
+"""
+
+
+def test_a_failure_is_forgiven_only_by_itself_and_by_name(tmp_path: Path) -> None:
+    (tmp_path / "test_a.py").write_text(_WAVERING.format(failures=1))
+    (tmp_path / "test_b.py").write_text(_WAVERING.format(failures=0))
+    status, lines = run_program(tmp_path, str(ROOT / "scripts/run_tests.py"), "-n", "2")
+    assert status == 0, lines
+    assert [line.partition(" (")[0] for line in lines if line.startswith("UNSTEADY")] == ["UNSTEADY test_a.py::test_it"]
+    (tmp_path / "test_a.py").write_text(_WAVERING.format(failures=99))
+    status, lines = run_program(tmp_path, str(ROOT / "scripts/run_tests.py"), "-n", "2")
+    assert status == 1, lines
+    assert lines[-1] == "FAILED test_a.py::test_it (also by itself)"
+
+
+def test_a_run_that_was_none_is_not_forgiven(tmp_path: Path) -> None:
+    (tmp_path / "test_a.py").write_text("def test_it(): pass\n")
+    status, lines = run_program(tmp_path, str(ROOT / "scripts/run_tests.py"), "-k", "nothing-like-this")
+    assert status > 1, lines
 
 
 def test_units() -> None:

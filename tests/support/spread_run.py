@@ -43,11 +43,13 @@ LONG = (
     "tests/contract/test_runtime_contract.py",
     "tests/integration/test_cutting_end_to_end.py",
     "tests/acceptance/test_kill_rounds.py",
+    "tests/acceptance/test_gateway_kills.py",
     "tests/integration/test_backup.py",
     "tests/integration/test_two_servers.py",
     "tests/integration/test_gateways_apart.py",
     "tests/contract/test_store_kills.py",
     "tests/acceptance/test_story.py",
+    "tests/integration/test_gateway_fidelity.py",
     "tests/integration/test_console_stories.py",
     "tests/integration/test_console_pages.py",
     "tests/adversarial/test_console_attacks.py",
@@ -84,6 +86,7 @@ class RunFacts:
         self.deselected: list[str] = []
         # How many tests ran on which database, by product and version.
         self.stores: Counter[str] = Counter()
+        self.failed: list[str] = []
         self.told = False
 
     def add_items(self, items: Iterable[pytest.Item]) -> None:

@@ -88,9 +88,12 @@ class GatewayConnection:
         """Take over the client's packets, and set out for the workspace."""
         self._journal.opened()
         self._leg.relay_to(self._bridge)
-        if self.route.obstacle is not None:
-            _log.info("connection %s: %s", self._name, self.route.obstacle)
-            self._bridge.finish(self.route.obstacle)
+        obstacle = self.route.obstacle or self._context.registry.find_no_room(
+            self.offer, self.route, self._context.policy
+        )
+        if obstacle is not None:
+            _log.info("connection %s: %s", self._name, obstacle)
+            self._bridge.finish(obstacle)
             return
         self._context.registry.enter(self)
         self._age_timer = asyncio.get_running_loop().call_later(

@@ -50,6 +50,8 @@ TEAM_CHANGED: Final = "team_changed"
 TEAM_DELETED: Final = "team_deleted"
 GATEWAY_CREATED: Final = "gateway_created"
 GATEWAY_REVOKED: Final = "gateway_revoked"
+CLIENT_CA_ROTATED: Final = "client_ca_rotated"
+CLIENT_CA_RETIRED: Final = "client_ca_retired"
 ACTS: Final = frozenset(
     (
         SIGNED_IN,
@@ -79,6 +81,8 @@ ACTS: Final = frozenset(
         TEAM_DELETED,
         GATEWAY_CREATED,
         GATEWAY_REVOKED,
+        CLIENT_CA_ROTATED,
+        CLIENT_CA_RETIRED,
     )
 )
 NOTE: Final = "note"

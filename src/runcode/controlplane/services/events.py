@@ -8,7 +8,7 @@ Threat: a gateway that delivers twice, late or nonsense; texts that a client or 
 box chose; a server that was killed while connections were open.
 Guarantee: secrets in commands are masked before anything is kept (`masking`). A
 subject (a connection, a command, a forward) has at most one start and one end,
-whatever is delivered again; what a batch says is kept whole or not at all; ids,
+whatever is delivered again, and both of one gateway; what a batch says is kept whole or not at all; ids,
 kinds and sizes are accepted by allowlist; what a gateway that restarted had left
 open is ended, with the reason said.
 """
@@ -44,6 +44,7 @@ _KINDS: Final = frozenset((CONNECTION, "command", "forward", "dropped", "refused
 _PHASES: Final = frozenset((START, END, "note"))
 _SUBJECT = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _GATEWAY = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}", re.ASCII)
+_KEY = re.compile(r"[A-Za-z0-9_.-]{1,32}", re.ASCII)
 _DETAIL_BYTES_MAX = 32 * 1024
 _BATCH_MAX = 1000
 _CHUNK = 500
@@ -85,7 +86,9 @@ class Events:
             used = {event.workspace_id: event.at for event in events if event.kind == USED and event.workspace_id}
             await write_use(session, used, self._clock.now())
             events = [event for event in events if event.kind != USED]
-            known = await _load_known(session, [event.subject_id for event in events])
+            known, owners = await _load_known(session, events)
+            if not owners <= {_machine_of(gateway)}:
+                raise RunCodeError("bad_request", "that event is about what another gateway began")
             tokens = await _load_tokens(session, events)
             now = self._clock.now()
             for event in events:
@@ -188,13 +191,24 @@ def _select_open() -> Select[EventRow]:
     )
 
 
-async def _load_known(session: AsyncSession, subject_ids: Sequence[str]) -> set[tuple[str, str]]:
+async def _load_known(session: AsyncSession, events: Sequence[NewEvent]) -> tuple[set[tuple[str, str]], set[str]]:
+    """(what is on record of these subjects and their connections, as subject and phase; whose gateways told it)."""
     known: set[tuple[str, str]] = set()
-    for at in range(0, len(subject_ids), _CHUNK):
-        chunk = set(subject_ids[at : at + _CHUNK])
-        query = select(EventRow.subject_id, EventRow.phase).where(EventRow.subject_id.in_(chunk))
-        known |= {(subject_id, phase) for subject_id, phase in (await session.execute(query)).all()}
-    return known
+    owners: set[str] = set()
+    wanted = list({subject for event in events for subject in (event.subject_id, event.connection_id) if subject})
+    for at in range(0, len(wanted), _CHUNK):
+        query = select(EventRow.subject_id, EventRow.phase, EventRow.gateway)
+        for subject_id, phase, gateway in await session.execute(
+            query.where(EventRow.subject_id.in_(wanted[at : at + _CHUNK]))
+        ):
+            known.add((subject_id, phase))
+            owners.add(_machine_of(gateway))
+    return known, owners
+
+
+def _machine_of(gateway: str) -> str:
+    """One gateway's workers deliver for one another: `NAME.WORKER` is `NAME`'s."""
+    return gateway.partition(".")[0]
 
 
 async def _find_newest_subjects(session: AsyncSession, query: Select[EventRow], limit: int) -> list[str]:
@@ -296,7 +310,8 @@ def _check_batch(gateway: str, events: Sequence[NewEvent]) -> None:
 
 
 def _is_plain(key: object, value: object) -> bool:
-    if not isinstance(key, str) or not key.isascii() or len(key) > 32:
+    # Not every database keeps a key with a NUL in it.
+    if not isinstance(key, str) or _KEY.fullmatch(key) is None:
         return False
     if isinstance(value, str):
         # A lone surrogate cannot be written as UTF-8 by whoever reads it later.

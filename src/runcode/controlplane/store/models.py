@@ -194,6 +194,19 @@ class GatewayRow(Base):
     revoked_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
 
 
+class ClientAuthorityRow(Base):
+    """A client CA, by its public key (`algorithm base64`). `on_disk`: made by `ca rotate`; else an operator's own."""
+
+    __tablename__ = "client_authorities"
+    __table_args__ = _NEVER_REUSED
+
+    id: Mapped[int] = mapped_column(_Id, primary_key=True, autoincrement=True)
+    public_key: Mapped[str] = mapped_column(Text, unique=True)
+    on_disk: Mapped[bool]
+    created_at: Mapped[datetime.datetime] = mapped_column(UtcTime)
+    retired_at: Mapped[datetime.datetime | None] = mapped_column(UtcTime)
+
+
 class HostKeyRow(Base):
     __tablename__ = "workspace_host_keys"
 
