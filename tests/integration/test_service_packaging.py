@@ -212,7 +212,7 @@ def write_nginx_files(folder: Path, *changes: tuple[str, str]) -> Path:
     paths = "".join(
         f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
-    main = f"daemon off; master_process off; pid {folder}/pid; error_log stderr; events {{}}\n"
+    main = f"daemon off; worker_processes 1; pid {folder}/pid; error_log stderr; events {{}}\n"
     main += f"http {{ access_log off; {paths}\ninclude {folder}/site.conf; }}\n"
     (folder / "nginx.conf").write_text(main)
     return folder / "nginx.conf"

@@ -92,7 +92,7 @@ class Load:
 
     def start(self) -> None:
         for number, client in enumerate(self._clients):
-            kind = "upload" if number % 4 == 3 else "command"
+            kind = "upload" if number % 3 == 2 else "command"
             rng = random.Random(f"{self._seed}:{number}")
             thread = threading.Thread(target=self._work, args=(kind, client, rng), daemon=True)
             thread.start()
