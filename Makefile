@@ -85,8 +85,13 @@ docs: setup ## Write the reference pages that follow from the code
 	@$(PY) scripts/make_docs.py
 
 .PHONY: fuzz
-fuzz: setup ## Make up calls from /api/openapi.json and judge each answer, FUZZ_EXAMPLES (500) for each operation
+fuzz: setup ## Make up calls from /api/openapi.json and judge each answer, FUZZ_EXAMPLES (500) for each operation; then fuzz-ssh
 	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-500} $(PY) -m pytest -n 0 tests/contract/test_openapi_fuzz.py $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory fuzz-ssh
+
+.PHONY: fuzz-ssh
+fuzz-ssh: setup ## Twisted SSH sessions to a real gateway, from client and box, 2000 seeded plans (SSH_FUZZ_ARGS="--seed 7 --only 42")
+	@$(PY) scripts/fuzz_gateway.py $(SSH_FUZZ_ARGS)
 
 .PHONY: release
 release: setup ## Wheel, sdist, .pyz and this system's archive into dist/ (RELEASE_ARGS="--without-python", …)

@@ -103,7 +103,7 @@ class ControlPlane:
         self.users = Users(store, clock, hasher)
         secure = (settings.public_url or "").startswith("https://")
         policy = WebSessionPolicy() if secure else PLAIN_HTTP
-        self.tokens = Tokens(store, clock, fresh_for=None if secure else policy.fresh)
+        self.tokens = Tokens(store, clock, self.proofs, fresh_for=None if secure else policy.fresh)
         self.web_sessions = WebSessions(store, clock, policy)
         self.refusals = Refusals(store, clock)
         self.sign_ins = SignIns(store, clock, self.users, self.web_sessions, self.proofs, self.refusals)

@@ -123,8 +123,8 @@ def reading(path: Path, scratch: Path) -> Iterator[Backup]:
             (folder / part).mkdir(mode=0o700)
         try:
             found = _unpack(path, folder)
-        # A ValueError is JSON's.
-        except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
+        # The last two are JSON's: of what is none, and of what nests without end.
+        except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, ValueError, RecursionError) as error:
             raise _damaged(path, "it is cut short, or was never whole") from error
         manifest = _load_small(path, folder / _MANIFEST, found)
         if manifest.get("format") != FORMAT or not isinstance(manifest.get("schema"), str):
@@ -158,13 +158,9 @@ def _unpack(path: Path, folder: Path) -> dict[str, str]:
             found[entry.name] = digest.hexdigest()
     if told is None:
         raise _damaged(path, "its end is missing")
-    if told != found or not {_MANIFEST, *_key_members()} <= set(found):
+    if told != found or not {_MANIFEST, *(f"keys/{name}" for name in KEY_NAMES)} <= set(found):
         raise _damaged(path, "a checksum does not fit")
     return found
-
-
-def _key_members() -> set[str]:
-    return {f"keys/{name}" for name in KEY_NAMES}
 
 
 def _is_key_member(name: str) -> bool:
@@ -174,7 +170,7 @@ def _is_key_member(name: str) -> bool:
 def _load_small(path: Path, file: Path, found: dict[str, str]) -> dict[str, Any]:
     try:
         value = json.loads(file.read_bytes()[:_SMALL_BYTES])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, "its manifest cannot be read") from error
     if not isinstance(value, dict):
         raise _damaged(path, "its manifest cannot be read")

@@ -315,7 +315,7 @@ def make_parser() -> argparse.ArgumentParser:
     link = _add_verb(user, "sign-in-link", "create_sign_in_link", "a link that signs a user's browser in, once")
     link.add_argument("email", metavar="EMAIL")
     link.add_argument(
-        "--web-base", default="http://127.0.0.1:8080", metavar="URL", help="the server's address (default: %(default)s)"
+        "--web-base", metavar="URL", help="the server's address (default: where the last `up` was reached)"
     )
     sign_out = _add_verb(user, "sign-out", "sign_user_out", "end a user's signed-in browsers, everywhere")
     sign_out.add_argument("email", metavar="EMAIL")

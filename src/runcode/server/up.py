@@ -219,6 +219,9 @@ async def _run(
             "admin_password": first_access.password,
             "token": first_access.token,
         }
+    with contextlib.suppress(RunCodeError):
+        # Only spares the operator an option later: a full disk must not keep anybody from serving.
+        folder.remember_web_base(front.base)
     if options.ready_file is not None:
         with translated_os_errors(options.ready_file):
             write_private_file(options.ready_file, json.dumps(facts, indent=1) + "\n")

@@ -12,6 +12,7 @@ plane's services'; nothing here decides.
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 import time
 from argparse import Namespace
@@ -254,6 +255,12 @@ async def unshare_workspace(plane: ControlPlane, folder: DataFolder, options: Na
 def _person_or_team(options: Namespace) -> tuple[str | None, str]:
     if (options.email is None) == (options.team is None):
         raise RunCodeError("usage", "with whom?", resolution="name an EMAIL or a --team")
+    if options.email is not None and "@" not in options.email:
+        raise RunCodeError(
+            "usage",
+            f"{options.email!r} is not an e-mail address",
+            resolution=f"name@example.org is one; a team is named with --team {shlex.quote(options.email)}",
+        )
     return options.email, options.team or ""
 
 

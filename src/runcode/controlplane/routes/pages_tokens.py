@@ -1,7 +1,7 @@
 """API tokens as pages. HTTP in and out only.
 
 GET  /auth/cli-tokens              the caller's own, and a form for a new one
-POST /auth/cli-tokens              the new token, shown on this one answer and never again
+POST /auth/cli-tokens              the new token, shown on this one answer and never again; a reload makes no other
 POST /auth/cli-tokens/ID/revoke
 """
 
@@ -18,7 +18,7 @@ from runcode.controlplane.routes.browser_io import SignedIn, find_field, find_fi
 from runcode.controlplane.routes.page_frame import TOKENS, PageRoute, back_to, show, status_of
 from runcode.controlplane.routes.policy_forms import read_policy
 from runcode.controlplane.routes.request_io import Plane, parse_id
-from runcode.controlplane.services.tokens import TokenBounds, parse_expiry_days, parse_scopes
+from runcode.controlplane.services.tokens import TokenBounds, draw_form_number, parse_expiry_days, parse_scopes
 from runcode.controlplane.states import SCOPE_CONNECT, SCOPE_READ, SCOPES
 from runcode.core.channel_policy import EVERYTHING
 from runcode.core.errors import RunCodeError
@@ -32,7 +32,7 @@ _EXPIRIES: Final = (
     ("365", "in a year"),
     ("", "when it is revoked"),
 )
-_SHOWN_AT_FORM: Final = ("bad_request", "not_found")
+_SHOWN_AT_FORM: Final = ("bad_request", "not_found", "conflict")
 
 
 @router.get("")
@@ -54,7 +54,7 @@ async def create(request: Request, plane: Plane, caller: SignedIn) -> Response:
             expires_at=parse_expiry_days(days, plane.clock.now()),
             policy=policy,
         )
-        made = await plane.tokens.create_own(caller, name, bounds)
+        made = await plane.tokens.create_own(caller, name, bounds, form_number=find_field(form, "number"))
     except RunCodeError as error:
         if error.code not in _SHOWN_AT_FORM:
             raise
@@ -94,6 +94,7 @@ async def _tokens_page(
         workspaces=workspaces,
         scopes=SCOPES,
         expiries=_EXPIRIES,
+        number=draw_form_number(),
         form=SimpleNamespace(**(given or blank)),
         error=error,
     )

@@ -232,10 +232,11 @@ async def revoke(raw_id: str, raw_session: str, request: Request, plane: Plane, 
 
 
 async def _load_sessions(plane: ControlPlane, workspace: WorkspaceRecord, caller: Caller) -> dict[str, Any]:
+    sessions = await plane.live_sessions.list_of_workspace(workspace.id, caller)
     return {
         "workspace": workspace,
-        "sessions": await plane.live_sessions.list_of_workspace(workspace.id, caller),
-        "connected": await plane.events.find_connected_sessions(),
+        "sessions": sessions,
+        "connected": await plane.events.find_connected_sessions([record.id for record in sessions]),
         "ends_all": workspace.role == ROLE_OWNER or caller.is_admin,
     }
 

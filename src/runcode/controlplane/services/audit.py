@@ -37,6 +37,7 @@ TOKEN_CREATED: Final = "token_created"
 TOKEN_REVOKED: Final = "token_revoked"
 SESSION_MINTED: Final = "session_minted"
 SESSION_REVOKED: Final = "session_revoked"
+SESSION_EXPIRED: Final = "session_expired"
 WORKSPACE_CREATED: Final = "workspace_created"
 WORKSPACE_CHANGED: Final = "workspace_changed"
 WORKSPACE_START: Final = "workspace_start"
@@ -67,6 +68,7 @@ ACTS: Final = frozenset(
         TOKEN_REVOKED,
         SESSION_MINTED,
         SESSION_REVOKED,
+        SESSION_EXPIRED,
         WORKSPACE_CREATED,
         WORKSPACE_CHANGED,
         WORKSPACE_START,
@@ -86,6 +88,8 @@ ACTS: Final = frozenset(
 NOTE: Final = "note"
 # Who tells, where a gateway's events name the gateway.
 CONTROL_PLANE: Final = "control-plane"
+# What the control plane does by itself, because the time has come.
+BY_TIME: Final = "time"
 # The operator's verbs act for nobody's account.
 OPERATOR: Final = "operator"
 Detail = Mapping[str, str | int | None]
