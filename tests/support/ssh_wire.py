@@ -112,7 +112,7 @@ class CtrEtm:
 
 
 class Wire:
-    """`inbox` has every message that came; `closed` is true when the peer has said its last."""
+    """`inbox` has the messages that came and were not waited for; `closed` is true when the peer has said its last."""
 
     def __init__(
         self, pump: Pump, sock: socket.socket, *, is_client: bool, seed: str, host_key: Ed25519PrivateKey | None = None
@@ -120,6 +120,8 @@ class Wire:
         sock.setblocking(False)
         self.sock, self.is_client = sock, is_client
         self.inbox: list[bytes] = []
+        # The numbers of all messages that ever came.
+        self.heard: set[int] = set()
         self.closed = False
         # How long a wait lasts that nobody gave a time.
         self.patience_s = _PATIENCE_S
@@ -211,6 +213,7 @@ class Wire:
                 self._is_ahead = True
                 self._change_opener()
             self.inbox.append(payload)
+            self.heard.add(payload[0])
         del self._in[:at]
 
     def _change_opener(self) -> None:
