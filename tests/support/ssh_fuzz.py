@@ -28,6 +28,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from runcode.gateway.packets import MalformedPacket, Reader
 from runcode.gateway.packets import render_string as s
 from runcode.gateway.packets import render_uint32 as u
 from support.fuzzed_gateway import TITLE
@@ -196,8 +197,10 @@ class Target:
         return found
 
     def forget_errors(self) -> None:
-        """They have been told; the next plan is not blamed for them."""
+        """What was found has been told; the next plan is not blamed for it."""
         self.known_errors = self.seen_errors
+        if self.process.poll() is None:
+            self.rightful = max(self.rightful, self.facts()["admitted"])
 
     def judge_rest(self) -> list[str]:
         """When all is over: nothing stays behind of the connections that there were."""
@@ -247,6 +250,16 @@ def render_offer(title: str, key: Ed25519PrivateKey, *, signed: bool = False) ->
 def render_signed(wire: Wire, title: str, key: Ed25519PrivateKey, signer: Ed25519PrivateKey | None = None) -> bytes:
     request = render_offer(title, key, signed=True)
     return request + s(s(b"ssh-ed25519") + s((signer or key).sign(s(wire.session_id) + request)))
+
+
+def render_confirmation(request: bytes) -> bytes:
+    """That the key in a request would be good (RFC 4252 §7); of no key when it names none."""
+    reader = Reader(request)
+    try:
+        _user, _service, _method, _signed = reader.string(), reader.string(), reader.string(), reader.boolean()
+        return b"\x3c" + s(reader.string()) + s(reader.string())
+    except MalformedPacket:
+        return b"\x3c" + s(b"") + s(b"")
 
 
 class _Run:
@@ -306,6 +319,9 @@ class _Run:
     def _take_live(self, step: Step, wire: Wire) -> None:
         name, *words = step.words
         if name == "ephemeral":
+            if words:
+                # A box that holds another key than the pinned one, and does all else right.
+                wire.host_key, self.is_proved = self.target.stranger, False
             part = wire.ephemeral()
             said = self._say(step, wire, part)
             if wire.is_client:
@@ -315,6 +331,8 @@ class _Run:
         elif name == "newkeys":
             wire.send_newkeys()
             wire.wait(21)
+        elif name == "confirm":
+            self._say(step, wire, render_confirmation(wire.heard.get(50, b"")))
         elif name == "rekey":
             wire.exchange(render_kexinit(is_client=wire.is_client, ciphers=self.plan.ciphers.encode()))
         else:
