@@ -231,6 +231,20 @@ def read_spool(folder: Path) -> list[bytes]:
     return found
 
 
+def test_workers_come_again_also_while_something_is_in_the_way(site: Site, laptop: Laptop) -> None:
+    gateway = site.gateways[0]
+    first, kept = gateway.facts["workers"]
+    gateway.ready_file.unlink()
+    gateway.ready_file.mkdir()
+    os.kill(first, signal.SIGKILL)
+    until(lambda: f"{gateway.ready_file} cannot be" in gateway.log.read_text(), "the ready file's trouble is said")
+    gateway.ready_file.rmdir()
+    os.kill(kept, signal.SIGKILL)
+    until(gateway.ready_file.exists, "the other worker comes again")
+    until(lambda: len({first, kept} & set(gateway.facts["workers"])) == 0, "both are new")
+    assert laptop.runcode("run", BOX, "--", "echo again").stdout == b"again\n"
+
+
 def test_a_revoked_credential_lets_nobody_in_and_cannot_start(site: Site, laptop: Laptop) -> None:
     bundle = laptop.json("connect", BOX, "--wait")
     words = ["ssh", "-F", str(bundle["config"]), "-S", "none", str(bundle["alias"]), "true"]

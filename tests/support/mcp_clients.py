@@ -260,6 +260,11 @@ def run_codex(
                 "model=gpt-5.1-codex",
                 "-c",
                 f"model_providers.scripted={provider}",
+                # Codex goes on without an optional server's tools after a moment; a busy machine needs more than that.
+                "-c",
+                "mcp_optional_startup_grace_ms=90000",
+                "-c",
+                "mcp_servers.runcode.startup_timeout_sec=90",
             ),
             *("--dangerously-bypass-approvals-and-sandbox", *words, "go"),
         ],

@@ -24,6 +24,7 @@ from runcode.gateway.directory import Directory
 from runcode.gateway.journal import ConnectionJournal
 from runcode.gateway.lobby import Lobby
 from runcode.gateway.recorder import EventRecorder
+from runcode.gateway.refusals import RefusalTally
 from runcode.gateway.registry import ConnectionRegistry
 from runcode.gateway.watcher import ChangeWatcher
 from runcode.gateway.workspace_leg import WorkspaceDialer, WorkspaceUnreachable
@@ -48,6 +49,7 @@ class GatewayContext:
     dialer: WorkspaceDialer
     lobby: Lobby
     recorder: EventRecorder
+    refusals: RefusalTally
 
 
 class GatewayConnection:

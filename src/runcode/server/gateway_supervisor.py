@@ -119,8 +119,12 @@ class _Supervisor:
             _log.error("gateway worker %d ended (%d), and is started again in %.1f s", number, status, pause_s)
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, _BACKOFF_MAX_S)
-            if await self._start(number):
-                self._write_ready_file()
+            try:
+                if await self._start(number):
+                    self._write_ready_file()
+            except (OSError, RunCodeError) as error:
+                # No process, no descriptor or no room on the disk just now: it comes again.
+                _log.error("gateway worker %d: %s", number, error)
 
     def _write_ready_file(self) -> None:
         if self._options.ready_file is None:
