@@ -65,9 +65,10 @@ async def execute(pair: Pair, case: str, *commands: Command) -> list[Outcome]:
 
 @columns()
 async def test_exit_statuses(pair: Pair, case: str) -> None:
-    for status in (0, 1, 77, 255):
-        (seen,) = await execute(pair, case, Command(f"printf out; printf err >&2; exit {status}"))
-        assert (seen.status, seen.stdout, seen.stderr) == (status, b"out", b"err")
+    statuses = (0, 1, 77, 255)
+    commands = [Command(f"printf out; printf err >&2; exit {status}") for status in statuses]
+    seen = await execute(pair, case, *commands)
+    assert [(one.status, one.stdout, one.stderr) for one in seen] == [(status, b"out", b"err") for status in statuses]
 
 
 @columns()
