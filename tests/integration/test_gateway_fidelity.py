@@ -15,6 +15,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,8 @@ import asyncssh
 import paramiko
 import pytest
 
+from runcode.gateway.asyncssh_relay import RelayedConnection
+from runcode.gateway.relay import Leg
 from support.fidelity import Command, Outcome, Pair, Way, open_pair
 from support.fidelity_clients import CLIENTS, AsyncSsh, NodeSsh2, OpenSsh, Paramiko, find_obstacle
 from support.gateway_box import require_program
@@ -62,9 +65,10 @@ async def execute(pair: Pair, case: str, *commands: Command) -> list[Outcome]:
 
 @columns()
 async def test_exit_statuses(pair: Pair, case: str) -> None:
-    for status in (0, 1, 77, 255):
-        (seen,) = await execute(pair, case, Command(f"printf out; printf err >&2; exit {status}"))
-        assert (seen.status, seen.stdout, seen.stderr) == (status, b"out", b"err")
+    statuses = (0, 1, 77, 255)
+    commands = [Command(f"printf out; printf err >&2; exit {status}") for status in statuses]
+    seen = await execute(pair, case, *commands)
+    assert [(one.status, one.stdout, one.stderr) for one in seen] == [(status, b"out", b"err") for status in statuses]
 
 
 @columns()
@@ -123,6 +127,42 @@ async def test_a_pty_with_its_modes(pair: Pair, case: str) -> None:
         assert seen.stdout.startswith(b"24 80\r\n" if case == "libssh2" else b"37 101\r\n")
         assert seen.stdout.endswith(b"vt220\r\n")
     assert b"isig" in seen.stdout
+
+
+# Each the other way round than a fresh terminal has it, or with a key of its own (RFC 4254 §8).
+TERMINAL_MODES = {
+    asyncssh.PTY_VINTR: 1,
+    asyncssh.PTY_VEOF: 26,
+    asyncssh.PTY_ICANON: 0,
+    asyncssh.PTY_ECHO: 0,
+    asyncssh.PTY_ISIG: 0,
+    asyncssh.PTY_IXON: 0,
+    asyncssh.PTY_ICRNL: 0,
+    asyncssh.PTY_INLCR: 1,
+    asyncssh.PTY_IXANY: 1,
+    asyncssh.PTY_ONLCR: 0,
+    asyncssh.PTY_OP_OSPEED: 9600,
+    asyncssh.PTY_OP_ISPEED: 9600,
+}
+
+
+@pytest.mark.root_only
+@columns("asyncssh")
+async def test_a_pty_with_modes_of_the_clients_own(pair: Pair, case: str) -> None:
+    def ask(way: Way, folder: Path) -> object:
+        async def story(connection: asyncssh.SSHClientConnection) -> object:
+            done = await connection.run("stty -a", term_type="xterm", term_modes=TERMINAL_MODES, encoding=None)
+            return done.exit_status, done.stdout
+
+        client = CLIENTS[case]
+        assert isinstance(client, AsyncSsh)
+        return client.drive(way, story)
+
+    status, out = await pair.compare(ask)
+    words = out.replace(b";", b"").split()
+    assert status == 0
+    assert {b"9600", b"^A", b"^Z"} <= set(words)
+    assert {b"-icanon", b"-echo", b"-isig", b"-ixon", b"-icrnl", b"inlcr", b"ixany", b"-onlcr"} <= set(words)
 
 
 @pytest.mark.root_only
@@ -339,7 +379,18 @@ def running(argv: list[str]) -> Iterator[subprocess.Popen[bytes]]:
         process.communicate(timeout=30)
 
 
-@columns("OpenSSH", "asyncssh", "paramiko")
+def serve_by_node(client: NodeSsh2, way: Way, sent: bytes, **where: Any) -> object:
+    """npm's ssh2 asks for a listener, at the port `there` or at `path`, and answers one connection of the box."""
+    told: list[object] = []
+    serving = threading.Thread(target=lambda: told.append(client.ask(way, "serve", **where)))
+    serving.start()
+    answer = ask_stream(dial(where.get("there"), where.get("path") and Path(where["path"])), sent)
+    serving.join(60)
+    assert told == ["served"]
+    return answer
+
+
+@columns("OpenSSH", "asyncssh", "paramiko", "npm ssh2")
 async def test_a_forward_from_the_box(pair: Pair, case: str) -> None:
     def forward(way: Way, folder: Path) -> object:
         client = CLIENTS[case]
@@ -348,6 +399,8 @@ async def test_a_forward_from_the_box(pair: Pair, case: str) -> None:
                 there = free_port()
                 with running(client.argv(way, "-N", "-R", f"127.0.0.1:{there}:127.0.0.1:{port}", "box")):
                     return ask_stream(dial(there), b"back" * 30_000)
+            if isinstance(client, NodeSsh2):
+                return serve_by_node(client, way, b"back" * 30_000, there=free_port())
             if isinstance(client, Paramiko):
                 transport = client.open(way)
                 there = transport.request_port_forward("127.0.0.1", 0)
@@ -401,7 +454,7 @@ async def test_a_forward_to_a_path_on_the_box(pair: Pair, case: str) -> None:
     assert await pair.compare(forward) == b"PATH" * 30_000
 
 
-@columns("OpenSSH", "asyncssh")
+@columns("OpenSSH", "asyncssh", "npm ssh2")
 async def test_a_forward_from_a_path_on_the_box(pair: Pair, case: str) -> None:
     def forward(way: Way, folder: Path) -> object:
         client = CLIENTS[case]
@@ -410,6 +463,8 @@ async def test_a_forward_from_a_path_on_the_box(pair: Pair, case: str) -> None:
             if isinstance(client, OpenSsh):
                 with running(client.argv(way, "-N", "-R", f"{there}:{folder}/here", "box")):
                     return ask_stream(dial(path=there), b"up" * 30_000)
+            if isinstance(client, NodeSsh2):
+                return serve_by_node(client, way, b"up" * 30_000, path=str(there))
 
             async def story(connection: asyncssh.SSHClientConnection) -> object:
                 await connection.forward_remote_path(str(there), f"{folder}/here")
@@ -578,8 +633,16 @@ def read_tree_of_files(folder: Path) -> dict[str, bytes]:
 
 
 @columns()
-async def test_much_both_ways_while_every_leg_changes_its_keys(case: str) -> None:
-    """Three key exchanges or more of each leg: the gateway's and both sshds' every quarter, and the client's own."""
+async def test_much_both_ways_while_every_leg_changes_its_keys(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three key exchanges or more of each leg: the gateway's and both sshds' every quarter, and OpenSSH's own."""
+    new_keys: Counter[Leg] = Counter()
+    send_newkeys = RelayedConnection.send_newkeys
+
+    def count(leg: RelayedConnection, k: bytes, h: bytes) -> None:
+        new_keys[leg.side] += 1
+        send_newkeys(leg, k, h)
+
+    monkeypatch.setattr(RelayedConnection, "send_newkeys", count)
     size = SIZE if case in ("OpenSSH", "asyncssh") else min(SIZE, 64 * MB)
     sent = hashlib.sha256(b"seed").digest() * (size // 32)
     digest = hashlib.sha256(sent).hexdigest().encode()
@@ -591,6 +654,32 @@ async def test_much_both_ways_while_every_leg_changes_its_keys(case: str) -> Non
         (second,) = await pair.compare(lambda way, folder: CLIENTS[case].execute(way, [down]), timeout_s=1200)
     assert (first.status, first.stdout.split()[0]) == (3, digest)
     assert (second.status, hashlib.sha256(second.stdout).hexdigest().encode()) == (4, digest)
+    # One connection up and one down: each leg has made its first keys twice, and new ones at least three times.
+    assert new_keys[Leg.CLIENT] >= 2 + 3
+    assert new_keys[Leg.BOX] >= 2 + 3
+
+
+WINDOWS_AND_PACKETS = [(1, 1), (1000, 7), (32 * 1024, 32 * 1024), (4 * MB, 32 * 1024), (64 * MB, MB)]
+
+
+@columns("asyncssh")
+async def test_windows_and_packets_of_odd_sizes(pair: Pair, case: str) -> None:
+    """How much the box may send at once is between the client and the box."""
+
+    def ask(way: Way, folder: Path) -> object:
+        async def story(connection: asyncssh.SSHClientConnection) -> object:
+            seen = []
+            for window, packet in WINDOWS_AND_PACKETS:
+                sent = bytes(range(256)) * (1 if packet < 10 else 4000)
+                done = await connection.run("cat; exit 8", input=sent, encoding=None, window=window, max_pktsize=packet)
+                seen.append((done.exit_status, done.stdout == sent, done.stderr))
+            return seen
+
+        client = CLIENTS[case]
+        assert isinstance(client, AsyncSsh)
+        return client.drive(way, story)
+
+    assert await pair.compare(ask) == [(8, True, b"")] * len(WINDOWS_AND_PACKETS)
 
 
 # ---------------------------------------------------------------- many

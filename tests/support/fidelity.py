@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -73,8 +74,6 @@ class DirectSshd:
         self.port = 0
 
     async def start(self) -> None:
-        import socket
-
         listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         listener.setblocking(False)
         self._listener = listener
@@ -132,7 +131,7 @@ class Pair:
 
 @contextlib.asynccontextmanager
 async def open_pair(*, rekey_bytes: int | None = None) -> AsyncIterator[Pair]:
-    """`rekey_bytes`: keys of the gateway's legs and of both sshds are renewed that often."""
+    """`rekey_bytes`: keys of the gateway's legs, of both sshds and of OpenSSH's client are renewed that often."""
     policy = None if rekey_bytes is None else AdmissionPolicy(rekey_bytes=rekey_bytes)
     async with open_scene(policy, box=None) as scene:
         scene.add_box(TITLE, extra_config="" if rekey_bytes is None else f"RekeyLimit {rekey_bytes}")
@@ -153,6 +152,8 @@ async def open_pair(*, rekey_bytes: int | None = None) -> AsyncIterator[Pair]:
                 (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {line}\n")
                 config = folder / "config"
                 text = client.config_path.read_text().replace(f"Port {client.port}", f"Port {port}")
+                if rekey_bytes is not None:
+                    text += f"  RekeyLimit {rekey_bytes}\n"
                 text = text.replace(f'User "{client.title}"', f'User "{user}"')
                 config.write_text(text.replace(f"{client.folder}/known_hosts", f"{folder}/known_hosts"))
                 ways.append(Way(name, port, user, line, client.key_path, config))

@@ -95,6 +95,23 @@ const jobs = {
     });
   },
 
+  // A listener on the box, and one connection to it, answered in capitals at its end.
+  serve(client, job) {
+    return new Promise((resolve) => {
+      const answer = (_from, accept) => {
+        const stream = accept();
+        const parts = [];
+        stream.on("data", (part) => parts.push(part));
+        stream.on("end", () => stream.end(Buffer.concat(parts).toString("latin1").toUpperCase()));
+        stream.on("close", () => resolve("served"));
+      };
+      const asked = (error) => error && resolve(String(error.message));
+      client.on(job.path ? "unix connection" : "tcp connection", answer);
+      if (job.path) client.openssh_forwardInStreamLocal(job.path, asked);
+      else client.forwardIn("127.0.0.1", job.there, asked);
+    });
+  },
+
   subsystem(client, job) {
     return new Promise((resolve) => {
       client.subsys(job.name, (error) => resolve(error ? String(error.message) : "open"));
