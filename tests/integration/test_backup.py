@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -201,6 +203,33 @@ def rewrite(source: Path, target: Path, change: Callable[[str, bytes], tuple[str
                 new.addfile(made, io.BytesIO(changed[1]))
 
 
+def forge(source: Path, target: Path, name: str, change: Callable[[bytes], bytes]) -> None:
+    """One member changed, and every checksum made anew: whoever writes the file can do that."""
+    sums: dict[str, str] = {}
+
+    def keep(member: str, raw: bytes) -> tuple[str, bytes]:
+        if member == "checksums.json":
+            return member, json.dumps(sums).encode()
+        raw = change(raw) if member == name else raw
+        sums[member] = hashlib.sha256(raw).hexdigest()
+        return member, raw
+
+    rewrite(source, target, keep)
+
+
+def put_in_first_row(value: bytes) -> Callable[[bytes], bytes]:
+    """In the place of the number with which a table's rows begin."""
+
+    def change(raw: bytes) -> bytes:
+        names, row, *rest = raw.split(b"\n")
+        return b"\n".join([names, b"[" + value + row[row.index(b",") :], *rest])
+
+    return change
+
+
+NESTED = b"[" * 100_000 + b"]" * 100_000
+
+
 def flip(raw: bytes, at: int) -> bytes:
     return raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
 
@@ -221,6 +250,16 @@ HARMS: dict[str, Callable[[Path, Path], object]] = {
     ),
     "checksums of nonsense": lambda s, t: rewrite(
         s, t, lambda n, raw: (n, b"{") if n == "checksums.json" else (n, raw)
+    ),
+    "checksums that nest for ever": lambda s, t: rewrite(
+        s, t, lambda n, raw: (n, NESTED) if n == "checksums.json" else (n, raw)
+    ),
+    "a manifest with a number without end": lambda s, t: forge(
+        s, t, "manifest.json", lambda raw: re.sub(rb'"users": [0-9]+', b'"users": 1' + b"0" * 40, raw)
+    ),
+    "a row that nests for ever": lambda s, t: forge(s, t, "tables/users.jsonl", put_in_first_row(NESTED)),
+    "a row with a number without end": lambda s, t: forge(
+        s, t, "tables/users.jsonl", put_in_first_row(b"1" + b"0" * 40)
     ),
     "a newer format": lambda s, t: rewrite(s, t, lambda n, raw: (n, raw.replace(b'"format": 1', b'"format": 9'))),
 }

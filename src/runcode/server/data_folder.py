@@ -32,6 +32,8 @@ from runcode.core.errors import RunCodeError
 
 FORMAT = 1
 KEY_NAMES = ("client_ca", "workspace_ca", "gateway_host_ed25519")
+# What `ca rotate` makes beside them.
+_ROTATED_KEY = re.compile(r"client_ca-[0-9a-f]{16}", re.ASCII)
 # The audit's, both halves, from the first `up` on: what one server signed, the installation's others have to believe.
 AUDIT_KEY_NAMES = ("audit_ed25519", "audit_ed25519.pub")
 _KEY_BYTES_MAX = 16 * 1024
@@ -126,8 +128,7 @@ class DataFolder:
 
         Without the audit's key, where no server has served yet.
         """
-        signs = all((source / name).is_file() for name in AUDIT_KEY_NAMES)
-        for name in (*KEY_NAMES, *(AUDIT_KEY_NAMES if signs else ())):
+        for name in list_installation_keys(source):
             try:
                 with (source / name).open("rb") as file:
                     text = file.read(_KEY_BYTES_MAX).decode("ascii")
@@ -338,6 +339,22 @@ class DataFolder:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+
+
+def is_key_name(name: str) -> bool:
+    """Is it one of those that an installation may have?"""
+    return name in (*KEY_NAMES, *AUDIT_KEY_NAMES) or _ROTATED_KEY.fullmatch(name) is not None
+
+
+def list_installation_keys(keys: Path) -> list[str]:
+    """What servers of one installation share: those that it always has, and what else is there of the others."""
+    found = list(KEY_NAMES)
+    with contextlib.suppress(OSError):
+        found += sorted(path.name for path in keys.iterdir() if _ROTATED_KEY.fullmatch(path.name))
+    # Half of the audit's key is none.
+    if all((keys / name).is_file() for name in AUDIT_KEY_NAMES):
+        found += AUDIT_KEY_NAMES
+    return found
 
 
 @contextlib.contextmanager

@@ -457,6 +457,14 @@ def make_parser() -> argparse.ArgumentParser:
     revoke.add_argument("name", metavar="NAME")
     _add_gateway_run(gateway)
 
+    authority = _add_noun(nouns, "ca", "the authorities that sign certificates")
+    _add_verb(authority, "list", "list_authorities", "list them, with what each is good for")
+    about = "sign clients' certificates with another key from now on; what older ones signed counts until it expires"
+    _add_verb(authority, "rotate", "rotate_authority", about)
+    about = "let nobody in by an older client CA any more, and cut whoever came in by it, at once"
+    retire = _add_verb(authority, "retire", "retire_authority", about)
+    retire.add_argument("fingerprint", metavar="SHA256:…", help="as `ca list` prints it")
+
     team = _add_noun(nouns, "team", "people with whom a workspace is shared by one word")
     create = _add_verb(team, "create", "create_team", "make one")
     create.add_argument("name", metavar="NAME")

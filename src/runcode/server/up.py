@@ -249,7 +249,10 @@ async def _choose_client_ca(plane: ControlPlane, options: UpOptions) -> None:
         return
     authority = await load_client_authority(parse_client_ca(options.client_ca), plane.certificates.client_ca)
     trusted = () if options.trusted_client_cas is None else _read_trusted(options.trusted_client_cas)
-    plane.client_certificates.use(authority, trusted=trusted)
+    on_disk = options.client_ca == "disk"
+    if not on_disk:
+        await plane.client_authorities.note_own(authority.public_line)
+    plane.client_certificates.use(authority, trusted=trusted, follow_rotation=on_disk)
 
 
 def _read_trusted(path: Path) -> tuple[str, ...]:

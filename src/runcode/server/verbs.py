@@ -27,6 +27,7 @@ from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import Endpoint, TcpEndpoint, UnixEndpoint
 from runcode.server.activity_verbs import list_activity, list_sessions, revoke_sessions
 from runcode.server.audit_verbs import export_audit, verify_audit
+from runcode.server.authority_verbs import list_authorities, retire_authority, rotate_authority
 from runcode.server.backup_verbs import make_backup
 from runcode.server.data_folder import DataFolder
 from runcode.server.database_verbs import check as check_database
@@ -85,6 +86,7 @@ __all__ = [
     "invite_user",
     "link_identity",
     "list_activity",
+    "list_authorities",
     "list_gateways",
     "list_leases",
     "list_members",
@@ -95,10 +97,12 @@ __all__ = [
     "make_backup",
     "remove_member",
     "rename_team",
+    "retire_authority",
     "retry_workspace",
     "revoke_gateway",
     "revoke_sessions",
     "revoke_token",
+    "rotate_authority",
     "set_password",
     "show_database",
     "show_workspace",

@@ -33,12 +33,12 @@ from runcode.controlplane.services import access, audit, inputs
 from runcode.controlplane.services.gathering import Gathering
 from runcode.controlplane.services.proofs import Proofs
 from runcode.controlplane.services.users import load_user
-from runcode.controlplane.services.web_sessions import require_browser
-from runcode.controlplane.services.withdrawals import revoke_sessions
+from runcode.controlplane.services.web_sessions import require_browser, require_live
+from runcode.controlplane.services.withdrawals import end_consents, revoke_sessions
 from runcode.controlplane.states import SCOPE_READ, SCOPES
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import SessionRow, TokenRow, UserRow, UtcTime, WebSessionRow
-from runcode.core.channel_policy import EVERYTHING, ChannelPolicy, describe_policy, render_policy
+from runcode.core.channel_policy import EVERYTHING, ChannelPolicy, describe_policy, parse_policy, render_policy
 from runcode.core.errors import RunCodeError
 
 _log = logging.getLogger(__name__)
@@ -207,6 +207,7 @@ class Tokens:
         name = inputs.parse_label(name, what="token name")
         plaintext = self._derive(caller, form_number) if form_number else None
         async with self._store.write() as session:
+            await require_live(session, caller, self._clock.now())
             await self._require_fresh(session, caller)
             user = await session.get_one(UserRow, caller.user_id)
             await require_usable(session, caller, bounds)
@@ -243,6 +244,8 @@ class Tokens:
         rows = (await session.scalars(select(TokenRow).where(*which))).all()
         for row in rows:
             await self.revoke_row(session, row, caller=caller)
+        # Else a client that was consented to a moment ago fetches another one.
+        await end_consents(session, self._clock.now(), user_id)
         return len(rows)
 
     async def revoke_token(self, token_id: int, *, caller: Caller | None = None) -> TokenRecord:
@@ -271,7 +274,8 @@ class Tokens:
         """Part of a caller's transaction."""
         now = self._clock.now()
         row.revoked_at = now
-        await revoke_sessions(session, now, SessionRow.token_id == row.id)
+        # By the person's index: a token's sessions are its person's.
+        await revoke_sessions(session, now, SessionRow.user_id == row.user_id, SessionRow.token_id == row.id)
         changes.append_change(session, changes.TOKEN_REVOKED, now, user_id=row.user_id)
         detail: audit.Detail = {"token": row.id, "name": row.name}
         await audit.note(session, audit.TOKEN_REVOKED, now, caller=caller, user_id=row.user_id, detail=detail)
@@ -425,4 +429,5 @@ def _as_record(row: TokenRow, user_email: str) -> TokenRecord:
         scopes=tuple(row.scopes),
         workspace_ids=None if row.workspace_ids is None else tuple(row.workspace_ids),
         origin=row.origin,
+        policy=parse_policy(row.policy),
     )
