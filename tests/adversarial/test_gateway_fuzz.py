@@ -33,7 +33,7 @@ def test_untwisted_recordings_come_through_authentication() -> None:
                 "position client-before aes128-gcm@openssh.com\n"
                 + "\n".join(step.render() for step in transcript.client_before)
             )
-            assert fuzz(target, [(index, plan)], SEED).is_clean
+            assert fuzz(target, [(index, plan)], SEED, wait_s=30.0).is_clean
         # Each was let in, and a bystander for each.
         assert target.facts()["admitted"] == target.rightful == 2 * len(whole)
 

@@ -56,7 +56,7 @@ def make_directory(folder: Path) -> FakeDirectory:
 
 async def serve(folder: Path, errors: _Errors) -> None:
     directory = make_directory(folder)
-    policy = AdmissionPolicy(login_timeout_s=20.0, workspace_timeout_s=10.0)
+    policy = AdmissionPolicy(login_timeout_s=60.0, workspace_timeout_s=60.0)
     gateway = GatewayServer(directory, host_key_path=folder / "gateway", policy=policy)
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(

@@ -43,7 +43,7 @@ from support.tls_files import write_pair
 TITLE = "chaos-box"
 CLIENTS = 4
 # Generous: what is measured stands in the table, and these only end a hang.
-PROMPT_S = 20.0
+PROMPT_S = 30.0
 BACK_S = 90.0
 QUIET_S = 45.0
 # A gateway is deaf for 2 s before it lets nobody in.
@@ -54,6 +54,7 @@ _BLINK_S = 1.2
 _SPARE_DESCRIPTORS = 24
 _SPARE_KIB = 48 * 1024
 _SPOOL_SIZE = "1m"
+_DISK_FULL = "events wait in memory only"
 
 # Each kind, and how often it comes up.
 VICTIMS = {
@@ -401,15 +402,18 @@ class Campaign:
 
     def _fill_disk(self, outcome: Outcome, streams: list[Stream], rng: random.Random) -> Strike:
         assert self.gateway is not None
-        filler, until = self._spool / "filler", time.monotonic() + rng.uniform(1.0, 2.0)
+        filler, log = self._spool / "filler", self.gateway.log
+        before = log.read_text().count(_DISK_FULL)
+        deadline = time.monotonic() + PROMPT_S
         with filler.open("wb", buffering=0) as file:
-            while time.monotonic() < until:
-                # Again and again: what is delivered gives its room back.
+            # Again and again, until an event met it: what is delivered gives its room back.
+            while log.read_text().count(_DISK_FULL) == before and time.monotonic() < deadline:
                 with contextlib.suppress(OSError):
                     while True:
                         file.write(bytes(4096))
                 time.sleep(0.005)
-        if "wait in memory only" not in self.gateway.log.read_text():
+        time.sleep(rng.uniform(0.2, 1.0))
+        if log.read_text().count(_DISK_FULL) == before:
             outcome.faults.append("a full disk is not told")
         filler.unlink()
         return Strike(spared=streams, calls_may_fail=False)

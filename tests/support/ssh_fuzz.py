@@ -28,6 +28,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
+from runcode.gateway.packets import MalformedPacket, Reader
 from runcode.gateway.packets import render_string as s
 from runcode.gateway.packets import render_uint32 as u
 from support.fuzzed_gateway import TITLE
@@ -37,7 +38,8 @@ from support.ssh_wire import KEXINIT, CannotGoOn, Pump, Wire, render_kexinit
 CORPUS = Path(__file__).resolve().parent.parent / "adversarial" / "corpus" / "ssh"
 _PROGRAM = Path(__file__).resolve().parent / "fuzzed_gateway.py"
 _PATIENCE_S = 60.0
-_WAIT_S = 0.2
+# How long a plan waits for what it says must come: it goes on without, so this decides no verdict.
+WAIT_S = 0.2
 # What the process may be larger by than after its first connections: two packets' worth of buffers for each of the
 # few connections at a time, and what the allocator keeps.
 _GROWTH_MAX = 96 * 1024 * 1024
@@ -195,8 +197,10 @@ class Target:
         return found
 
     def forget_errors(self) -> None:
-        """They have been told; the next plan is not blamed for them."""
+        """What was found has been told; the next plan is not blamed for it."""
         self.known_errors = self.seen_errors
+        if self.process.poll() is None:
+            self.rightful = max(self.rightful, self.facts()["admitted"])
 
     def judge_rest(self) -> list[str]:
         """When all is over: nothing stays behind of the connections that there were."""
@@ -248,11 +252,21 @@ def render_signed(wire: Wire, title: str, key: Ed25519PrivateKey, signer: Ed2551
     return request + s(s(b"ssh-ed25519") + s((signer or key).sign(s(wire.session_id) + request)))
 
 
+def render_confirmation(request: bytes) -> bytes:
+    """That the key in a request would be good (RFC 4252 §7); of no key when it names none."""
+    reader = Reader(request)
+    try:
+        _user, _service, _method, _signed = reader.string(), reader.string(), reader.string(), reader.boolean()
+        return b"\x3c" + s(reader.string()) + s(reader.string())
+    except MalformedPacket:
+        return b"\x3c" + s(b"") + s(b"")
+
+
 class _Run:
     """One plan being carried out."""
 
-    def __init__(self, target: Target, plan: Plan, seed: str) -> None:
-        self.target, self.plan, self.seed = target, plan, seed
+    def __init__(self, target: Target, plan: Plan, seed: str, wait_s: float) -> None:
+        self.target, self.plan, self.seed, self.wait_s = target, plan, seed, wait_s
         self.pump = Pump()
         self.wires: dict[str, Wire] = {}
         self.outcome = Outcome()
@@ -278,7 +292,7 @@ class _Run:
         except CannotGoOn as error:
             self.outcome.findings.append(f"before the plan began: {error}")
         for wire in self.wires.values():
-            wire.patience_s = _WAIT_S
+            wire.patience_s = self.wait_s
         for step in plan.steps:
             speaker = self.wires.get(step.side)
             if speaker is not None and not speaker.closed:
@@ -305,15 +319,22 @@ class _Run:
     def _take_live(self, step: Step, wire: Wire) -> None:
         name, *words = step.words
         if name == "ephemeral":
+            is_first = not wire.session_id
+            if words:
+                # A box that holds another key than the pinned one, and does all else right.
+                wire.host_key = self.target.stranger
             part = wire.ephemeral()
             said = self._say(step, wire, part)
             if wire.is_client:
                 wire.take_reply()
-            elif said != part:
+            elif is_first and (words or said != part):
+                # A false renewal ends the leg, but by then the box may rightly have heard of the client.
                 self.is_proved = False
         elif name == "newkeys":
             wire.send_newkeys()
             wire.wait(21)
+        elif name == "confirm":
+            self._say(step, wire, render_confirmation(wire.heard.get(50, b"")))
         elif name == "rekey":
             wire.exchange(render_kexinit(is_client=wire.is_client, ciphers=self.plan.ciphers.encode()))
         else:
@@ -371,9 +392,9 @@ class _Run:
         if BOX in self.wires:
             if not self.wires[BOX].wait_closed():
                 findings.append("the box's leg does not end with its client")
-            if not self.is_proved and self.wires[BOX].has(90):
+            if not self.is_proved and 90 in self.wires[BOX].heard:
                 findings.append("a client's request reached a box that had not proved its key")
-        if self.plan.position == "client-before" and client.has(52) and not self.is_rightful:
+        if self.plan.position == "client-before" and 52 in client.heard and not self.is_rightful:
             findings.append("admitted without a good key")
         for wire in wires:
             wire.close()
@@ -413,12 +434,14 @@ class Report:
         return "\n".join(lines)
 
 
-def fuzz(target: Target, plans: Iterable[tuple[int, Plan]], seed: int, *, failures_max: int = 5) -> Report:
+def fuzz(
+    target: Target, plans: Iterable[tuple[int, Plan]], seed: int, *, failures_max: int = 5, wait_s: float = WAIT_S
+) -> Report:
     """Carry all of them out while a bystander is connected, and judge after each. Ends early when much is wrong."""
     report, began = Report(), time.monotonic()
     bystander = target.connect_bystander()
     for index, plan in plans:
-        outcome = carry_out(target, plan, f"{seed}/{index}")
+        outcome = carry_out(target, plan, f"{seed}/{index}", wait_s=wait_s)
         report.plans += 1
         report.messages += outcome.messages
         findings = outcome.findings + target.judge()
@@ -438,5 +461,5 @@ def fuzz(target: Target, plans: Iterable[tuple[int, Plan]], seed: int, *, failur
     return report
 
 
-def carry_out(target: Target, plan: Plan, seed: str) -> Outcome:
-    return _Run(target, plan, seed).run()
+def carry_out(target: Target, plan: Plan, seed: str, *, wait_s: float = WAIT_S) -> Outcome:
+    return _Run(target, plan, seed, wait_s).run()

@@ -121,7 +121,7 @@ def _with_waits(step: Step) -> list[Step]:
         return [step, *([Step(CLIENT, "wait", ("51", "52", "60"))] if is_request else [])]
     if number == "06":
         return [Step(BOX, "wait", ("5",)), step]
-    return [*([Step(BOX, "wait", ("50",))] if number in ("33", "34", "3c") else []), step]
+    return [*([Step(BOX, "wait", ("50",))] if number in ("33", "34") or step.words == ("confirm",) else []), step]
 
 
 # -- twisting one message ------------------------------------------------
@@ -288,8 +288,11 @@ _LIVE: Final = {
         ("signed", "royal-1", "good"), ("signed", "royal-1", "stranger"), ("signed", "other-1", "good"),
         ("swapped", "royal-1", "good"),
     ),
-    BOX: (("ephemeral",), ("newkeys",), ("rekey",)),
+    BOX: (("ephemeral",), ("newkeys",), ("rekey",), ("confirm",)),
 }  # fmt: skip
+_FALSE_PROOFS: Final = (
+    ("swapped", "royal-1", "good"), ("signed", "royal-1", "stranger"), ("signed", "other-1", "good"),
+)  # fmt: skip
 _RAW: Final = (
     b"",
     b"\n" * 9000,
@@ -317,7 +320,25 @@ def make_plan(transcripts: Sequence[Transcript], seed: int, index: int) -> Plan:
         _change(steps, hostile if chance.random() < 0.85 else chance.choice((CLIENT, BOX)), transcripts, chance)
     if position == "client-before":
         steps = [step for step in steps if step.side == CLIENT]
+        if chance.random() < 0.5:
+            _falsify(steps, chance)
+    if position == "box-before" and chance.random() < 0.3:
+        steps = [
+            replace(step, words=("ephemeral", "stranger")) if step.words == ("ephemeral",) else step for step in steps
+        ]
     return Plan(position, chance.choice(CIPHERS), tuple(steps[:_STEPS_MAX]))
+
+
+def _falsify(steps: list[Step], chance: random.Random) -> None:
+    """What would be the rightful client's proof is not: another's signature, name or key, or some of its bytes."""
+    for at, step in enumerate(steps):
+        if step.words[:1] != ("signed",):
+            continue
+        if chance.random() < 0.5:
+            steps[at] = replace(step, words=chance.choice(_FALSE_PROOFS))
+        else:
+            name = chance.choice(("flip", "flip", "byte", "not-utf8", "length"))
+            steps[at] = replace(step, twists=((name, chance.randrange(1 << 24)),))
 
 
 def _without_farewells(steps: Sequence[Step]) -> list[Step]:

@@ -46,6 +46,8 @@ class Recorder:
             return "live ephemeral"
         if kind == 21:
             return "live newkeys"
+        if kind == 60 and side == "box":
+            return "live confirm"
         if kind == 50 and side == "client":
             reader = Reader(payload)
             _user, _service, method = reader.string(), reader.string(), reader.string()

@@ -112,7 +112,7 @@ class CtrEtm:
 
 
 class Wire:
-    """`inbox` has every message that came; `closed` is true when the peer has said its last."""
+    """`inbox` has the messages that came and were not waited for; `closed` is true when the peer has said its last."""
 
     def __init__(
         self, pump: Pump, sock: socket.socket, *, is_client: bool, seed: str, host_key: Ed25519PrivateKey | None = None
@@ -120,6 +120,8 @@ class Wire:
         sock.setblocking(False)
         self.sock, self.is_client = sock, is_client
         self.inbox: list[bytes] = []
+        # The latest message of each number that ever came.
+        self.heard: dict[int, bytes] = {}
         self.closed = False
         # How long a wait lasts that nobody gave a time.
         self.patience_s = _PATIENCE_S
@@ -127,7 +129,7 @@ class Wire:
         self.peer_version = b""
         self.my_version = b""
         self.agreed: dict[str, bytes] = {}
-        self._host_key = host_key
+        self.host_key = host_key
         self._chance = random.Random(seed)
         self._pump = pump
         self._out, self._in = bytearray(), bytearray()
@@ -211,6 +213,7 @@ class Wire:
                 self._is_ahead = True
                 self._change_opener()
             self.inbox.append(payload)
+            self.heard[payload[0]] = payload
         del self._in[:at]
 
     def _change_opener(self) -> None:
@@ -276,10 +279,10 @@ class Wire:
         initial = self.wait(KEX_INIT)
         if initial is None:
             raise CannotGoOn("the gateway began no key exchange")
-        assert self._host_key is not None
-        host_blob = s(b"ssh-ed25519") + s(self._host_key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
+        assert self.host_key is not None
+        host_blob = s(b"ssh-ed25519") + s(self.host_key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw))
         shared, exchanged = self._finish(Reader(initial).string(), host_blob, mine)
-        signature = s(b"ssh-ed25519") + s(self._host_key.sign(exchanged))
+        signature = s(b"ssh-ed25519") + s(self.host_key.sign(exchanged))
         self._take_keys(shared, exchanged)
         return bytes((KEX_REPLY,)) + s(host_blob) + s(mine) + s(signature)
 

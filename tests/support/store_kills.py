@@ -350,7 +350,7 @@ class Campaign:
     async def _until_loaded(self) -> None:
         """The books of every load have grown: the kill meets work, not imports."""
         before = {n: len(_read_notes(self.folder / f"books-{n}")) for n in range(3)}
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 2 * _SETTLE_S
         while any(len(_read_notes(self.folder / f"books-{n}")) == before[n] for n in before):
             assert time.monotonic() < deadline, "the load did not begin"
             await asyncio.sleep(0.02)
