@@ -30,10 +30,11 @@ import pytest
 pytestmark = pytest.mark.root_only
 
 REPO = Path(__file__).resolve().parents[2]
-# The story with pty and sftp, the runtime's contract on real boxes, and some that only root can run.
+# The story with pty and sftp, the runtime's contract on real boxes, a real browser, and some that only root can run.
 CHOSEN = (
     "tests/acceptance/test_story.py",
     "tests/contract/test_runtime_contract.py",
+    "tests/integration/test_console_stories.py::test_the_first_admin_signs_in_and_out",
     "tests/acceptance/test_bad_input.py::test_a_second_server_on_the_same_folder",
     "tests/acceptance/test_bad_input.py::test_a_full_disk_at_the_first_start_leaves_nothing",
     "tests/acceptance/test_bad_input.py::test_a_disk_that_fills_up_during_the_first_start_leaves_nothing",
@@ -46,6 +47,7 @@ MUST_PASS = (
     "test_storage_survives_a_stop_and_no_process_does",
     "test_sigterm_ends_everything_cleanly",
     "test_stop_during_start_wins[local]",
+    "test_the_first_admin_signs_in_and_out",
 )
 # Big, and no test of these needs them.
 _LEFT_OUT = ("mypy*", "*__mypyc*", "pip", "pip-*", "setuptools*", "pkg_resources", "grimp*", "importlinter*", "ruff*")
