@@ -118,13 +118,14 @@ async def use_link(request: Request, plane: Plane) -> Response:
 async def sign_out(request: Request, plane: Plane, caller: SignedIn) -> Response:
     """`everywhere`: each browser of this person. `tokens`: their API tokens as well."""
     form = await read_page_form(request)
-    if find_field(form, "tokens") == "yes":
-        await plane.tokens.revoke_own_tokens(caller)
     if find_field(form, "everywhere") == "yes":
         await plane.web_sessions.end_all(caller)
     else:
         assert caller.web_session_id is not None
         await plane.web_sessions.end_session(caller, caller.web_session_id)
+    # After the browsers, which could make others meanwhile.
+    if find_field(form, "tokens") == "yes":
+        await plane.tokens.revoke_own_tokens(caller)
     return keep_session(request, RedirectResponse(login_pages.SIGN_IN_PATH, 303), "")
 
 

@@ -31,7 +31,7 @@ from runcode.controlplane.services.consents import Consent
 from runcode.controlplane.services.login_requests import LoginRequest
 from runcode.controlplane.services.proofs import Proofs
 from runcode.controlplane.services.tokens import Tokens
-from runcode.controlplane.services.web_sessions import require_browser
+from runcode.controlplane.services.web_sessions import require_live
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import LoginCodeRow, TokenRow, UserRow
 from runcode.core.errors import RunCodeError
@@ -57,7 +57,6 @@ class BrowserLogins:
 
         Raises `forbidden` when the page was answered already.
         """
-        require_browser(caller)
         label = consents.name_token("browser login", request.client, request.machine)
         async with self._store.write() as session:
             row, code = await self._answer(session, caller, request, ticket)
@@ -103,6 +102,7 @@ class BrowserLogins:
     ) -> tuple[LoginCodeRow, str]:
         """The row of this page's one answer, and its code, which follows from the page."""
         now = self._clock.now()
+        await require_live(session, caller, now)
         consents.require_current(ticket, now)
         pairs = (text for pair in request.pairs for text in pair)
         made = self._proofs.make("login code", str(caller.web_session_id), ticket, *pairs)

@@ -37,7 +37,7 @@ from runcode.controlplane.services.login_requests import find_label
 from runcode.controlplane.services.proofs import Proofs
 from runcode.controlplane.services.sign_in_pace import Allowance, Pace, network_of
 from runcode.controlplane.services.tokens import Tokens, parse_scopes
-from runcode.controlplane.services.web_sessions import require_browser
+from runcode.controlplane.services.web_sessions import require_browser, require_live
 from runcode.controlplane.services.withdrawals import DEVICE_AUTHORIZED, DEVICE_DENIED
 from runcode.controlplane.states import SCOPES
 from runcode.controlplane.store.engine import Store
@@ -169,8 +169,9 @@ class DeviceLogins:
         self._take_guess(caller)
         user_code = _parse_user_code(raw_user_code)
         async with self._store.write() as session:
-            row = await self._load_waiting(session, user_code)
             now = self._clock.now()
+            await require_live(session, caller, now)
+            row = await self._load_waiting(session, user_code)
             row.user_id, row.decided_at = caller.user_id, now
             row.decision = DEVICE_DENIED if consent is None else DEVICE_AUTHORIZED
             label = consents.name_token("device login", row.request["client"], row.request["machine"])

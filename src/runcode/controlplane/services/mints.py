@@ -132,9 +132,10 @@ def mint_all(
         before = holders.get(mint.fingerprint)
         try:
             caller = _find_bounds(mint.caller, facts[n][_TOKEN])
-            title = _judge_workspace(mint, caller or mint.caller, facts[n][_WORKSPACE], endpoint)
             if caller is None:
+                # Before the workspace is looked at: whose token ended learns nothing of how that is now.
                 raise RunCodeError("unauthorized", "the API token is missing, unknown, expired or revoked")
+            title = _judge_workspace(mint, caller, facts[n][_WORKSPACE], endpoint)
             held = _let_go(before, mint, now)
         except RunCodeError as refusal:
             outcomes.append(refusal)

@@ -80,7 +80,7 @@ class SignIns:
 
     async def sign_in(self, email: str, password: str, visitor: Visitor, *, device: str = "") -> SignedIn:
         """Raises `rate_limited`, or `unauthorized` that never says why."""
-        account = email.strip().lower()[: inputs.EMAIL_MAX]
+        account = _parse_account(email)
         try:
             checked = await self._check(account, password, visitor.source, self.find_device(device, account))
         except RunCodeError as error:
@@ -142,6 +142,14 @@ class SignIns:
         """Written for accounts that do not exist too: else a clock would tell them apart."""
         shown = account if account.isprintable() else "?"
         await self._refusals.note({"by": shown, "source": visitor.source[:64]}, account=account)
+
+
+def _parse_account(raw_email: str) -> str:
+    """The one spelling under which tries are counted and the person is looked for.
+
+    Cut before it is stripped: else blanks behind the cut would make many names of one account, each with tries of its own.
+    """
+    return raw_email.strip().lower()[: inputs.EMAIL_MAX].strip()
 
 
 async def _load_unchanged(session: AsyncSession, checked: CheckedPassword) -> UserRow:

@@ -30,8 +30,8 @@ from runcode.controlplane.records import ORIGIN_CONSOLE, ORIGIN_OPERATOR, Caller
 from runcode.controlplane.services import access, audit, inputs
 from runcode.controlplane.services.gathering import Gathering
 from runcode.controlplane.services.users import load_user
-from runcode.controlplane.services.web_sessions import require_browser
-from runcode.controlplane.services.withdrawals import revoke_sessions
+from runcode.controlplane.services.web_sessions import require_browser, require_live
+from runcode.controlplane.services.withdrawals import end_consents, revoke_sessions
 from runcode.controlplane.states import SCOPE_READ, SCOPES
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import SessionRow, TokenRow, UserRow, UtcTime, WebSessionRow
@@ -181,6 +181,7 @@ class Tokens:
         require_browser(caller)
         name = inputs.parse_label(name, what="token name")
         async with self._store.write() as session:
+            await require_live(session, caller, self._clock.now())
             await self._require_fresh(session, caller)
             user = await session.get_one(UserRow, caller.user_id)
             await require_usable(session, caller, bounds)
@@ -202,6 +203,8 @@ class Tokens:
         rows = (await session.scalars(select(TokenRow).where(*which))).all()
         for row in rows:
             await self.revoke_row(session, row, caller=caller)
+        # Else a client that was consented to a moment ago fetches another one.
+        await end_consents(session, self._clock.now(), user_id)
         return len(rows)
 
     async def revoke_token(self, token_id: int, *, caller: Caller | None = None) -> TokenRecord:

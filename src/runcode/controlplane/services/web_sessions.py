@@ -33,7 +33,7 @@ from runcode.controlplane.clock import Clock
 from runcode.controlplane.records import Caller
 from runcode.controlplane.services import audit
 from runcode.controlplane.services.users import load_user
-from runcode.controlplane.services.withdrawals import end_web_sessions
+from runcode.controlplane.services.withdrawals import end_consents, end_web_sessions
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import UserRow, WebSessionRow
 from runcode.core.errors import RunCodeError
@@ -188,17 +188,24 @@ class WebSessions:
             if row.ended_at is None:
                 now = self._clock.now()
                 await end_web_sessions(session, now, WebSessionRow.id == row.id)
+                if row.id != caller.web_session_id:
+                    # Somebody else may have sat there: what they let a client do is not to outlive it.
+                    await end_consents(session, now, caller.user_id)
                 detail: audit.Detail = {"web_session": row.id}
                 await audit.note(session, audit.SIGNED_OUT, now, caller=caller, detail=detail)
 
     async def end_all(self, caller: Caller, *, keep_this: bool = False) -> int:
-        """Sign-out everywhere: each browser that is signed in as the caller. Returns how many were."""
+        """Sign-out everywhere: each browser that is signed in as the caller, and what they let clients do that have
+
+        not fetched their tokens yet. Returns how many browsers that were.
+        """
         require_browser(caller)
         async with self._store.write() as session:
             now = self._clock.now()
             rows = await self._load_live(session, caller.user_id)
             going = [row.id for row in rows if not (keep_this and row.id == caller.web_session_id)]
             await end_web_sessions(session, now, WebSessionRow.id.in_(going))
+            await end_consents(session, now, caller.user_id)
             detail: audit.Detail = {"web_sessions": len(going)}
             await audit.note(session, audit.SIGNED_OUT, now, caller=caller, detail=detail)
         return len(going)
@@ -212,6 +219,7 @@ class WebSessions:
             going = [row.id for row in await self._load_live(session, user.id)]
             now = self._clock.now()
             await end_web_sessions(session, now, WebSessionRow.id.in_(going))
+            await end_consents(session, now, user.id)
             detail: audit.Detail = {"web_sessions": len(going)}
             await audit.note(session, audit.SIGNED_OUT, now, caller=caller, user_id=user.id, detail=detail)
         return len(going)
@@ -262,6 +270,29 @@ def require_browser(caller: Caller | None) -> None:
             "forbidden",
             "an API token may not do that, only a person who is signed in",
             resolution="sign in at the server's web address",
+        )
+
+
+async def require_live(session: AsyncSession, caller: Caller, now: datetime.datetime) -> None:
+    """Part of a transaction that makes credentials: raises `forbidden` when that browser was signed out since it asked.
+
+    The write lock is held, so whoever signs it out does so before this, or finds what it made.
+    """
+    require_browser(caller)
+    found = await session.scalar(
+        select(WebSessionRow.id)
+        .join(UserRow, UserRow.id == WebSessionRow.user_id)
+        .where(
+            WebSessionRow.id == caller.web_session_id,
+            WebSessionRow.user_id == caller.user_id,
+            WebSessionRow.ended_at.is_(None),
+            WebSessionRow.expires_at > now,
+            UserRow.disabled_at.is_(None),
+        )
+    )
+    if found is None:
+        raise RunCodeError(
+            "forbidden", "nobody is signed in for this any more", resolution="open the page again, and sign in"
         )
 
 

@@ -56,16 +56,27 @@ async def end_sign_ins(
     """
     kept = [] if keep_web_session_id is None else [WebSessionRow.id != keep_web_session_id]
     await end_web_sessions(session, now, WebSessionRow.user_id == user_id, *kept)
-    for table in (SignInLinkRow, LoginCodeRow):
-        await session.execute(
-            update(table)
-            .where(table.user_id == user_id, table.used_at.is_(None))
-            .values(used_at=now)
-            .execution_options(synchronize_session=False)
-        )
+    await _use_up(session, now, SignInLinkRow, user_id)
+    await end_consents(session, now, user_id)
+
+
+async def end_consents(session: AsyncSession, now: datetime.datetime, user_id: int) -> None:
+    """What this person (or a thief in their browser) let a client do that has not fetched its token yet."""
+    await _use_up(session, now, LoginCodeRow, user_id)
     await session.execute(
         update(DeviceGrantRow)
         .where(DeviceGrantRow.user_id == user_id, DeviceGrantRow.token_id.is_(None))
         .values(decision=DEVICE_DENIED)
+        .execution_options(synchronize_session=False)
+    )
+
+
+async def _use_up(
+    session: AsyncSession, now: datetime.datetime, table: type[SignInLinkRow] | type[LoginCodeRow], user_id: int
+) -> None:
+    await session.execute(
+        update(table)
+        .where(table.user_id == user_id, table.used_at.is_(None))
+        .values(used_at=now)
         .execution_options(synchronize_session=False)
     )
