@@ -33,7 +33,11 @@ agent-clients: ## The real Claude Code and Codex from npm, in the versions that 
 
 .PHONY: oidc-provider
 oidc-provider: ## A real OpenID provider from npm, for the tests of signing in through one
-	@sh scripts/setup_oidc_provider.sh .cache/oidc-provider || [ $$? = 3 ]
+	@sh scripts/setup_npm_package.sh .cache/oidc-provider oidc-provider 9.13.3 || [ $$? = 3 ]
+
+.PHONY: npm-ssh2
+npm-ssh2: ## npm's SSH client, one of those that are held against a direct sshd
+	@sh scripts/setup_npm_package.sh .cache/ssh2 ssh2 1.17.0 || [ $$? = 3 ]
 
 .PHONY: test-agents
 test-agents: setup agent-clients ## The plugin in the real Claude Code and Codex, offline, with every long story
@@ -41,8 +45,12 @@ test-agents: setup agent-clients ## The plugin in the real Claude Code and Codex
 
 # What `-n auto` means, and what runs alone: tests/support/spread_run.py. PYTEST_ARGS="-n 0" runs all in one process.
 .PHONY: test
-test: setup agent-clients oidc-provider ## Run the whole test suite, on real parts
+test: setup agent-clients oidc-provider npm-ssh2 ## Run the whole test suite, on real parts
 	@$(PY) scripts/run_tests.py -n auto $(PYTEST_ARGS)
+
+.PHONY: fidelity
+fidelity: setup npm-ssh2 ## The gateway against a direct sshd, client × case, at full size: 1 GB across rekeys, 10,000 execs
+	@PYTEST_FIDELITY=long $(PY) -m pytest -n 0 tests/integration/test_gateway_fidelity.py $(PYTEST_ARGS)
 
 .PHONY: contract
 contract: setup ## Hold every runtime to the port's contract, and print runtime × case
@@ -77,8 +85,13 @@ docs: setup ## Write the reference pages that follow from the code
 	@$(PY) scripts/make_docs.py
 
 .PHONY: fuzz
-fuzz: setup ## Make up calls from /api/openapi.json and judge each answer, FUZZ_EXAMPLES (500) for each operation
+fuzz: setup ## Make up calls from /api/openapi.json and judge each answer, FUZZ_EXAMPLES (500) for each operation; then fuzz-ssh
 	@FUZZ_EXAMPLES=$${FUZZ_EXAMPLES:-500} $(PY) -m pytest -n 0 tests/contract/test_openapi_fuzz.py $(PYTEST_ARGS)
+	@$(MAKE) --no-print-directory fuzz-ssh
+
+.PHONY: fuzz-ssh
+fuzz-ssh: setup ## Twisted SSH sessions to a real gateway, from client and box, 2000 seeded plans (SSH_FUZZ_ARGS="--seed 7 --only 42")
+	@$(PY) scripts/fuzz_gateway.py $(SSH_FUZZ_ARGS)
 
 .PHONY: release
 release: setup ## Wheel, sdist, .pyz and this system's archive into dist/ (RELEASE_ARGS="--without-python", …)
@@ -89,8 +102,13 @@ release-pins: setup ## Write the digests of the archives in dist/ into the plugi
 	@$(PY) scripts/make_release.py --pin
 
 .PHONY: chaos
-chaos: setup ## Kill -9 everything in turn, under load, 100 seeded rounds (CHAOS_ARGS="--seed 7 --only 42")
+chaos: setup ## Kill -9 everything in turn, under load, 100 seeded rounds (CHAOS_ARGS="--seed 7 --only 42"), then gateway-chaos
 	@$(PY) scripts/chaos.py $(CHAOS_ARGS)
+	@$(PY) scripts/gateway_chaos.py $(GATEWAY_CHAOS_ARGS)
+
+.PHONY: gateway-chaos
+gateway-chaos: setup ## Kill and cut between ssh clients, gateways and control planes, 100 seeded rounds (GATEWAY_CHAOS_ARGS)
+	@$(PY) scripts/gateway_chaos.py $(GATEWAY_CHAOS_ARGS)
 
 .PHONY: store-chaos
 store-chaos: setup ## Kill -9 control planes and their database, SQLite and Postgres, 50 seeded rounds each (STORE_CHAOS_ARGS)

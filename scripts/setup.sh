@@ -29,6 +29,7 @@ need curl command -v curl
 need chromium command -v chromium
 # Tests put it through the hosts of `config-ssh`.
 need rsync command -v rsync
+need xauth command -v xauth
 # Tests in the agent clients ask the kernel which programs those started.
 need strace command -v strace
 # Login shells that people have on boxes: the tests of `exec` run through each.
@@ -38,6 +39,11 @@ need fish command -v fish
 need busybox command -v busybox
 # Tests run the store on a server of their own, from this package's programs.
 need postgresql sh -c 'ls /usr/lib/postgresql/*/bin/initdb || command -v initdb'
+# A key on a token (PKCS#11) as the client CA.
+need softhsm2 sh -c 'ls /usr/lib/softhsm/libsofthsm2.so'
+need opensc command -v pkcs11-tool
+# Networks that tests cut.
+need iproute2 command -v ip
 # A workspace of the local runtime has the host's /usr: python3 and its venv are for it as well.
 need python3-venv /usr/bin/python3 -c 'import ensurepip, venv'
 

@@ -411,11 +411,19 @@ def test_every_verb_of_the_operator_is_the_table(tmp_path: Path) -> None:
         ask("workspace share", "workspace", "share", "one", "--team", "crew")
         ask("team member", "team", "remove", "crew", mira)
         ask("team delete", "team", "delete", "crew")
+        ask("gateway", "gateway", "create", "edge-1")
+        ask("gateway", "gateway", "revoke", "edge-1")
+        ask("gateway", "gateway", "list")
+        assert ask("ca", "ca", "rotate")["state"] == "current"
+        first = next(one for one in ask("ca", "ca", "list") if one["state"] == "accepted")
+        assert ask("ca", "ca", "retire", first["fingerprint"])["state"] == "retired"
         ask("database check", "database", "check")
         ask("database vacuum", "database", "vacuum")
         copy = tmp_path / "copy"
         ask("backup", "backup", str(copy))
         ask("restore", "restore", str(copy), "--data-dir", str(tmp_path / "restored"))
+        (rotated,) = (server.data_dir / "keys").glob("client_ca-*")
+        assert (tmp_path / "restored" / "keys" / rotated.name).read_bytes() == rotated.read_bytes()
         ask("workspace share", "workspace", "share", "one", mira)
         ask("workspace unshare", "workspace", "unshare", "one", mira)
         laptop = Laptop(tmp_path / "laptop")

@@ -5,13 +5,15 @@ Every test works on a real database with the server's own code, then with plain 
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import secrets
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 from sqlalchemy import select, text
@@ -25,6 +27,7 @@ from runcode.controlplane.services import audit_chain
 from runcode.controlplane.services.audit_statements import load_or_make_signer, load_verifier, parse_line
 from runcode.controlplane.services.audit_verification import Report, verify
 from runcode.controlplane.services.events import NewEvent
+from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import EventRow
 from runcode.core.errors import RunCodeError
 from support.controlplane_fakes import START, ManualClock, open_plane
@@ -99,6 +102,26 @@ async def test_what_nobody_touched_is_whole(audit: Audit) -> None:
     report = await audit.verify()
     assert report.findings == []
     assert (report.first, report.last, report.records, report.checkpoints, report.anchored) == (1, 40, 40, 4, 40)
+
+
+async def test_what_a_running_server_adds_and_signs_meanwhile_is_no_fault(audit: Audit) -> None:
+    async with open_plane(audit.folder, ManualClock()) as plane:
+
+        class BusyStore:
+            """The snapshot is taken; then the server goes on."""
+
+            @contextlib.asynccontextmanager
+            async def read(self) -> AsyncIterator[AsyncSession]:
+                async with plane.store.read() as session:
+                    assert (await audit_chain.load_head(session)).count == 40
+                    await audit.add(plane, 10)
+                    assert await plane.checkpoints.checkpoint()
+                    yield session
+
+        report = await verify(cast(Store, BusyStore()), load_verifier(audit.key), audit.checkpoints)
+    assert report.findings == []
+    assert (report.last, report.checkpoints) == (40, 4)
+    assert (await audit.verify()).checkpoints == 5
 
 
 CHANGES = {

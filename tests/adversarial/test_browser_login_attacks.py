@@ -17,19 +17,11 @@ from runcode.controlplane.services import browser_logins, consents, sign_in_pace
 from runcode.controlplane.services.sign_in_pace import SignInPace
 from runcode.controlplane.services.sign_ins import SignIns
 from support.browser_login import LOGIN, Browser, Page, make_challenge
-from support.controlplane_fakes import HttpServer, ManualClock, open_plane, serve
+from support.controlplane_fakes import HttpServer, ManualClock, Monotonic, open_plane, serve
 
 ANN, PASSWORD = "ann@example.org", "correct horse battery"
 EVE, EVES_PASSWORD = "eve@example.org", "staple of the eves"
 PORT = "45677"
-
-
-class Monotonic:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

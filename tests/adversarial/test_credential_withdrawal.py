@@ -1,4 +1,4 @@
-"""What was let in by somebody who is out since: consents that wait for their client, tokens in the making, more guesses.
+"""What was let in by somebody who is out since: consents that wait for their client, tokens in the making, guesses.
 
 A thief who sat at a signed-in browser for a minute must have nothing left once its person has cleaned up.
 """
@@ -231,3 +231,19 @@ async def test_whose_token_ended_learns_nothing_of_the_workspace(plane: ControlP
     assert (await mint(1), await mint(2)) == (401, 401)
     await plane.workspaces.request_stop("box")
     assert (await mint(1), await mint(2)) == (401, 401)
+
+
+async def test_a_token_makes_no_admin_who_would_outlive_it(plane: ControlPlane, server: HttpServer) -> None:
+    """An admin's token may add people; an account that signs in as an admin would be more than the token is."""
+    token = (await plane.tokens.create_token(ANN, "provisioning")).plaintext
+    heir = {"email": "heir@example.org", "is_admin": True}
+    refused = await server.call("POST", "/api/rc/admin/users", token=token, body=heir)
+    assert (refused.status, refused.json["code"]) == (403, "forbidden")
+    made = await server.call("POST", "/api/rc/admin/users", token=token, body={"email": "heir@example.org"})
+    assert (made.status, made.json["data"]["user"]["is_admin"]) == (200, False)
+    # A person at the console may.
+    browser = await signed_in(server)
+    page = await in_thread(browser.get, "/admin")
+    fields = {"proof": page.form.fields["proof"], "email": "zoe@example.org", "admin": "yes"}
+    assert (await in_thread(browser.post, "/admin/people", fields)).status == 200
+    assert [user.email for user in await plane.users.list_users() if user.is_admin] == [ANN, "zoe@example.org"]

@@ -13,18 +13,10 @@ from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.services import device_logins
 from runcode.controlplane.services.device_logins import DeviceLogins
 from support.browser_login import Browser, Page
-from support.controlplane_fakes import Answer, HttpServer, ManualClock, open_plane, serve
+from support.controlplane_fakes import Answer, HttpServer, ManualClock, Monotonic, open_plane, serve
 
 ANN, PASSWORD = "ann@example.org", "correct horse battery"
 EVE, EVES_PASSWORD = "eve@example.org", "staple of the eves"
-
-
-class Monotonic:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

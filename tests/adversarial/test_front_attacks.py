@@ -85,6 +85,46 @@ async def test_a_request_id_counts_from_a_proxy_of_ours_alone(plane: ControlPlan
             assert (await door.get("/healthz", f"X-Request-Id: {odd}", source=THERE)).headers["x-request-id"] != odd
 
 
+# ---------------------------------------------------------------- where one request ends
+
+_CALL = "POST /api/rc/auth/device-token HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+_NEXT = "GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+_CHUNKS = "0\r\n\r\n"
+# Where a proxy before us may see another end than we do.
+AMBIGUOUS = (
+    f"Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n{_CHUNKS}",
+    f"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n{_CHUNKS}",
+    "Content-Length: 2\r\nContent-Length: 2\r\n\r\n{}",
+    "Content-Length: 2, 2\r\n\r\n{}",
+    "Content-Length: +2\r\n\r\n{}",
+    "Content-Length : 2\r\n\r\n{}",
+    "X: a\r\n Content-Length: 5\r\nContent-Length: 2\r\n\r\n{}",
+    "X: a\rContent-Length: 5\r\nContent-Length: 2\r\n\r\n{}",
+    "X: a\nContent-Length: 2\n\n{}",
+    f"Transfer-Encoding: xchunked\r\n\r\n{_CHUNKS}",
+    f"Transfer-Encoding: chunked, identity\r\n\r\n{_CHUNKS}",
+    f"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n\r\n{_CHUNKS}",
+    f"Transfer-Encoding: \x0bchunked\r\n\r\n{_CHUNKS}",
+    "Transfer-Encoding: chunked\r\n\r\n2\n{}\n0\n\n",
+    "Transfer-Encoding: chunked\r\n\r\n2;a=\nb\r\n{}\r\n0\r\n\r\n",
+    "Transfer-Encoding: chunked\r\n\r\n2\r\n{}XX0\r\n\r\n",
+    "Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nContent-Length: 500\r\n\r\n",
+)
+
+
+async def test_a_request_whose_end_is_in_doubt_ends_the_connection(plane: ControlPlane) -> None:
+    async with open_door(plane) as door:
+        for said in ("Content-Length: 2\r\n\r\n{}", *AMBIGUOUS):
+            reader, writer = await door.open()
+            writer.write(f"{_CALL}{said}{_NEXT}".encode("latin-1"))
+            async with asyncio.timeout(30):
+                answered = await reader.read()
+            writer.close()
+            # What follows is answered only where it certainly begins.
+            assert answered.count(b"HTTP/1.1 ") == (1 if said in AMBIGUOUS else 2), said
+            assert answered.startswith(b"HTTP/1.1 400 ")
+
+
 # ---------------------------------------------------------------- names
 
 

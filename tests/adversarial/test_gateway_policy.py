@@ -14,6 +14,7 @@ from runcode.gateway.packets import render_uint32 as u
 from runcode.gateway.relay import Leg, PacketRelay
 from support.gateway_box import Scene, open_scene
 from support.gateway_raw import raw_client
+from support.hidden_destinations import METADATA
 
 OPEN, CONFIRMED, REFUSED = 90, 91, 92
 REQUEST_FAILURE, CHANNEL_FAILURE = 82, 100
@@ -67,6 +68,13 @@ async def test_a_forbidden_channel_is_refused_and_becomes_an_event(
         await raw.open_session(8)
     await scene.until(lambda: bool(scene.events.whole("forward")))
     assert [each["outcome"] for each in scene.events.whole("forward")] == ["refused"]
+
+
+def test_no_spelling_of_a_metadata_service_reaches_the_box() -> None:
+    hosts = [*(host.encode() for host in METADATA), b"\xff169.254.169.254", b"169.254.169.254\xff", b"\0"]
+    for host in hosts:
+        (answer,) = PacketRelay().receive(Leg.CLIENT, direct(host))
+        assert (answer.to, answer.payload) == (Leg.CLIENT, refusal(7, FORBIDDEN)), host
 
 
 async def test_forbidden_listeners_are_refused_in_the_order_of_asking(scene: Scene) -> None:

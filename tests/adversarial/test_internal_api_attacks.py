@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from runcode.controlplane.rate_limits import LimitPolicy, Rate, RateLimits
 from runcode.controlplane.store.models import EventRow, GatewayRow
 from runcode.core.channel_policy import EVERYTHING, render_policy
 from runcode.core.errors import RunCodeError
-from runcode.gateway.events import START
+from runcode.gateway.events import END, START
 from runcode.server.event_lines import render_event
 from runcode.server.gateway_process import load_credential, parse_control_plane
 from runcode.server.remote_directory import ControlPlaneClient, RemoteDirectory, RemoteEventSink
@@ -118,6 +118,31 @@ async def test_a_gateway_cannot_speak_for_another(world: World) -> None:
     assert told == ["edge-1.0"]
 
 
+async def test_a_gateway_cannot_end_or_add_to_what_another_began(world: World) -> None:
+    """Their ids are shown to people, so a gateway's thief may know them."""
+    other = (await world.plane.gateways.create_gateway("edge-2")).credential
+    begun = make_event(START, kind="connection", client="codex")
+    assert (await world.post("events", {"events": [render_event(begun)]})).status == 200
+    lies = (
+        make_event(END, begun.subject_id, kind="connection", reason="nothing happened"),
+        replace(make_event(START, text="rm -rf /"), connection_id=begun.subject_id),
+    )
+    for lie in lies:
+        told = {"events": [render_event(make_event(START)), render_event(lie)]}
+        heard = await world.post("events", told, credential=other)
+        assert (heard.status, heard.json["code"]) == (400, "bad_request")
+    # The gateway itself still ends it, also by another of its workers.
+    version = f"X-RunCode-Version: {__version__}"
+    end = make_event(END, begun.subject_id, kind="connection", reason="as it was")
+    assert (await world.post("events", {"events": [render_event(end)]}, version, "X-RunCode-Worker: 3")).status == 200
+    async with world.plane.store.read() as session:
+        rows = [row for row in await session.scalars(select(EventRow)) if row.kind in ("connection", "command")]
+    assert [(row.gateway, row.phase, row.detail.get("reason")) for row in rows] == [
+        ("edge-1.0", "start", None),
+        ("edge-1.3", "end", "as it was"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "body"),
     [
@@ -131,6 +156,16 @@ async def test_a_gateway_cannot_speak_for_another(world: World) -> None:
         ("events", {"events": [render_event(make_event(START, kind="signed_in"))]}),
         ("events", {"events": [render_event(make_event(START)) | {"at": "2026-01-01T00:00:00"}]}),
         ("events", {"events": [render_event(make_event(START, text="\x1b[2J"))]}),
+        # Times at the ends of what a datetime holds, in another zone; a sign of use as old as can be.
+        ("events", {"events": [render_event(make_event(START)) | {"at": "0001-01-01T00:00:00+23:59"}]}),
+        ("events", {"events": [render_event(make_event(START)) | {"at": "9999-12-31T23:59:59-23:59"}]}),
+        ("events", {"events": [render_event(make_event(END)) | {"started_at": "0001-01-01T00:00:00+00:00"}]}),
+        ("events", {"events": [render_event(make_event(START, kind="used")) | {"at": "0001-01-01T00:00:00+00:00"}]}),
+        # Half a character, and a key that one of the databases would not keep.
+        ("facts", {"title": "a\ud800", "key_fingerprint": "x"}),
+        ("facts", {"title": "a", "key_fingerprint": "\udfff"}),
+        ("events", {"events": [render_event(make_event(START)) | {"detail": {"a\0": 1}}]}),
+        ("events", {"events": [render_event(make_event(START)) | {"detail": {"a b": 1}}]}),
         ("end-missing", {"live": [1], "reason": "x", "beginning": ""}),
         ("end-missing", {"live": [], "reason": "x", "beginning": "%"}),
     ],

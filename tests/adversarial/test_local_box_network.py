@@ -22,6 +22,7 @@ from runcode.runtimes.local.runtime import LocalRuntime
 from support.little_internet import PORT, PROBE, LittleInternet, little_internet, run_ip
 from support.runtime_boxes import Boxes, find_host_processes, start_box, wait_until
 from support.runtime_ssh import SshClient
+from support.service import Laptop, running_service
 
 pytestmark = pytest.mark.root_only
 
@@ -114,6 +115,31 @@ async def test_names_are_resolved_and_the_resolver_is_no_way_to_its_machine(
     # At another port the resolver's machine answers, but not to the box.
     assert probe_host([world.resolver])
     assert probe_box(ssh, ["10.0.2.3", world.resolver]) == []
+
+
+async def test_a_name_that_leads_to_a_forbidden_address_leads_nowhere_through_the_gateway(
+    world: LittleInternet, tmp_path: Path
+) -> None:
+    """The gateway lets a name pass, since what it resolves to is known in the box only; there the network refuses."""
+    # Rebinding, split horizons, a tenant's own DNS: metadata of three clouds, private networks, the host, a neighbour.
+    forbidden = ("169.254.169.254", "100.100.100.200", "168.63.129.16", "10.9.9.9", "192.168.9.9")
+    with running_service(tmp_path / "service") as service:
+        service.operator("workspace", "create", "box")
+        laptop = Laptop(tmp_path / "laptop")
+        laptop.login(service)
+        bundle = laptop.json("connect", "box", "--start", "--wait")
+
+        def ask(address: str) -> subprocess.CompletedProcess[bytes]:
+            name = f"ip-{address.replace('.', '-')}.example.net"
+            words = ["ssh", "-F", str(bundle["config"]), "-W", f"{name}:{PORT}", str(bundle["alias"])]
+            return subprocess.run(words, capture_output=True, stdin=subprocess.DEVNULL, timeout=120, check=False)
+
+        assert wait_until(lambda: ask(world.public).stdout == b"REACHED", 60), "the control: names are resolved"
+        for address in (*forbidden, *world.host_own[2:], world.neighbour):
+            done = ask(address)
+            assert done.stdout == b"", address
+            assert done.returncode == 255, (address, done.stderr)
+        laptop.runcode("clean", "--all")
 
 
 async def test_ipv6_leads_nowhere(boxes: Boxes, world: LittleInternet) -> None:

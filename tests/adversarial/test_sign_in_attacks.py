@@ -16,7 +16,7 @@ from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.records import Caller
 from runcode.controlplane.routes.browser_io import parse_next
 from runcode.controlplane.services import web_sessions
-from runcode.controlplane.services.tokens import TokenBounds
+from runcode.controlplane.services.tokens import TokenBounds, draw_form_number
 from runcode.controlplane.services.web_sessions import Visitor
 from runcode.controlplane.states import SCOPES
 from runcode.controlplane.store.models import EventRow, UserRow
@@ -495,6 +495,25 @@ async def test_a_person_manages_their_own_and_an_admin_ends_anybodys(plane: Cont
     await plane.tokens.revoke_token(eves.record.id, caller=ann)
     await refused("unauthorized", plane.tokens.authenticate(eves.plaintext))
     await plane.tokens.authenticate(anns.plaintext)
+
+
+async def test_a_form_that_is_sent_twice_makes_one_token(plane: ControlPlane) -> None:
+    """A reload of the page that shows a token sends its form again; another person's form of that number is theirs."""
+    ann, eve = await caller_of(plane), await caller_of(plane, EVE)
+    number = draw_form_number()
+    made = await plane.tokens.create_own(ann, "ci", form_number=number)
+    again = await refused("conflict", plane.tokens.create_own(ann, "ci", form_number=number))
+    assert made.plaintext not in again.message + again.resolution
+    await plane.tokens.revoke_token(made.record.id, caller=ann)
+    # What was revoked does not come back by it.
+    await refused("conflict", plane.tokens.create_own(ann, "ci", form_number=number))
+    eves = await plane.tokens.create_own(eve, "ci", form_number=number)
+    elsewhere = await plane.tokens.create_own(await caller_of(plane), "ci", form_number=number)
+    assert len({made.plaintext, eves.plaintext, elsewhere.plaintext}) == 3
+    for plaintext in (eves.plaintext, elsewhere.plaintext):
+        await plane.tokens.authenticate(plaintext)
+    for forged in (number[:-1], number + "A", "\u00e9" * 24, " " * 24):
+        await refused("bad_request", plane.tokens.create_own(ann, "ci", form_number=forged))
 
 
 async def test_a_token_names_only_workspaces_that_its_person_may_use(plane: ControlPlane) -> None:

@@ -38,7 +38,7 @@ class Adapter:
         found, box = facts.session, facts.workspace
         return AdmissionFacts(
             policy=facts.policy,
-            client_authorities=self._plane.client_certificates.authorities,
+            client_authorities=await self._plane.client_certificates.load_authorities(),
             session=None if found is None else SessionFacts(**vars(found)),
             workspace=None
             if box is None

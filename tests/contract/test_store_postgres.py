@@ -385,6 +385,22 @@ async def test_another_programs_database_is_left_as_it_was(postgres: Cluster, ta
     postgres.drop_database(url)
 
 
+async def test_a_database_without_an_encoding_is_refused_in_words(postgres: Cluster) -> None:
+    """As `createdb` makes them where Postgres was installed under LANG=C; its driver then hands out bytes."""
+    with postgres.connect() as connection:
+        connection.execute("CREATE DATABASE bare ENCODING 'SQL_ASCII' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'")
+    url = parse_database_url(postgres.url("bare"))
+    try:
+        error = await refusal(url)
+        with pytest.raises(RunCodeError) as restoring:
+            postgres_database.make_in(url, lambda connection: None)
+    finally:
+        postgres.drop_database(url)
+    assert "not encoded in UTF-8" in error.message
+    assert "--encoding UTF8 --template template0" in error.resolution
+    assert restoring.value.message == error.message
+
+
 async def test_a_newer_schema_is_left_as_it_was(postgres: Cluster, postgres_url: PostgresUrl) -> None:
     with postgres.connect(database_name(postgres_url)) as connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")

@@ -133,6 +133,7 @@ GET    /workspaces                          200 200 200 200 200 200 200 200 in
 POST   /workspaces                          303 303 303 303 303 303 303 403 in
 GET    /workspaces/{raw_id}                 200 200 200 200 200 404 404 200 in
 POST   /workspaces/{raw_id}/settings        303 403 403 403 403 404 404 403 in
+POST   /workspaces/{raw_id}/connections     303 403 403 403 403 404 404 403 in
 POST   /workspaces/{raw_id}/share           303 403 403 403 403 404 404 403 in
 POST   /workspaces/{raw_id}/unshare         303 403 403 403 403 404 404 403 in
 POST   /workspaces/{raw_id}/sessions/{raw_session}/revoke 303 404 404 404 404 303 404 403 in
@@ -353,6 +354,7 @@ def fields_of(scene: Scene, route: str) -> dict[str, str]:
     """What each form sends, beside the page's proof."""
     forms = {
         "POST /workspaces/{raw_id}/settings": {"custom_title": "Billing", "size": "standard", "idle": ""},
+        "POST /workspaces/{raw_id}/connections": {"without": "x11", "destinations": "network", "sessions": "9"},
         "POST /workspaces/{raw_id}/share": {"email": "nobody-yet@example.org", "role": "use"},
         "POST /workspaces/{raw_id}/unshare": {"email": "nobody-yet@example.org"},
         "POST /workspaces/{raw_id}/delete": {"confirm": "another-title"},

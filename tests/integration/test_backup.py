@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -74,6 +76,8 @@ def test_a_backup_of_a_running_server_restores_a_server_that_serves(
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     assert answer["bytes"] == file.stat().st_size
     assert "conflict" in service.operator("backup", str(file), check=False).stderr, "nothing is overwritten"
+    # What an operator keeps elsewhere.
+    checkpoints = shutil.copy(service.data_dir / "audit" / "checkpoints.jsonl", tmp_path / "checkpoints.jsonl")
     # After the copy: these are lost, and must not be confused with what comes next.
     lost = service.operator_json("workspace", "create", "lost")["id"]
     assert service.stop() == 0
@@ -90,6 +94,10 @@ def test_a_backup_of_a_running_server_restores_a_server_that_serves(
     shutil.rmtree(restored.data_dir / "runtimes")
     subprocess.run(["cp", "-aT", str(service.data_dir / "runtimes"), str(restored.data_dir / "runtimes")], check=True)
     assert restored.operator_json("session", "list") == [], "no session of before can connect"
+    # Before it serves, only checkpoints from elsewhere can vouch; they were signed by the key that came along.
+    alone = restored.operator("audit", "verify", check=False)
+    assert (alone.returncode, "--checkpoints FILE" in alone.stderr) == (1, True), alone.stderr
+    assert restored.operator_json("audit", "verify", "--checkpoints", str(checkpoints))["checkpoints"] > 0
     restored.start()
     assert "token" not in restored.first_facts
     rows = {row["title"]: row["state"] for row in restored.operator_json("workspace", "list")}
@@ -101,7 +109,8 @@ def test_a_backup_of_a_running_server_restores_a_server_that_serves(
     bob.login(restored, facts["bobs_token"])
     bob.runcode("connect", "busy", "--wait")
     assert bob.runcode("exec", "--", "cat file").stdout == b"kept\n"
-    for name in ("gateway_host_ed25519", "client_ca", "workspace_ca"):
+    assert restored.operator_json("audit", "verify")["ok"]
+    for name in ("gateway_host_ed25519", "client_ca", "workspace_ca", "audit_ed25519", "audit_ed25519.pub"):
         assert (restored.data_dir / "keys" / name).read_bytes() == (service.data_dir / "keys" / name).read_bytes()
     assert restored.operator_json("workspace", "create", "new")["id"] > lost
     assert restored.stop() == 0
@@ -194,6 +203,33 @@ def rewrite(source: Path, target: Path, change: Callable[[str, bytes], tuple[str
                 new.addfile(made, io.BytesIO(changed[1]))
 
 
+def forge(source: Path, target: Path, name: str, change: Callable[[bytes], bytes]) -> None:
+    """One member changed, and every checksum made anew: whoever writes the file can do that."""
+    sums: dict[str, str] = {}
+
+    def keep(member: str, raw: bytes) -> tuple[str, bytes]:
+        if member == "checksums.json":
+            return member, json.dumps(sums).encode()
+        raw = change(raw) if member == name else raw
+        sums[member] = hashlib.sha256(raw).hexdigest()
+        return member, raw
+
+    rewrite(source, target, keep)
+
+
+def put_in_first_row(value: bytes) -> Callable[[bytes], bytes]:
+    """In the place of the number with which a table's rows begin."""
+
+    def change(raw: bytes) -> bytes:
+        names, row, *rest = raw.split(b"\n")
+        return b"\n".join([names, b"[" + value + row[row.index(b",") :], *rest])
+
+    return change
+
+
+NESTED = b"[" * 100_000 + b"]" * 100_000
+
+
 def flip(raw: bytes, at: int) -> bytes:
     return raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
 
@@ -214,6 +250,16 @@ HARMS: dict[str, Callable[[Path, Path], object]] = {
     ),
     "checksums of nonsense": lambda s, t: rewrite(
         s, t, lambda n, raw: (n, b"{") if n == "checksums.json" else (n, raw)
+    ),
+    "checksums that nest for ever": lambda s, t: rewrite(
+        s, t, lambda n, raw: (n, NESTED) if n == "checksums.json" else (n, raw)
+    ),
+    "a manifest with a number without end": lambda s, t: forge(
+        s, t, "manifest.json", lambda raw: re.sub(rb'"users": [0-9]+', b'"users": 1' + b"0" * 40, raw)
+    ),
+    "a row that nests for ever": lambda s, t: forge(s, t, "tables/users.jsonl", put_in_first_row(NESTED)),
+    "a row with a number without end": lambda s, t: forge(
+        s, t, "tables/users.jsonl", put_in_first_row(b"1" + b"0" * 40)
     ),
     "a newer format": lambda s, t: rewrite(s, t, lambda n, raw: (n, raw.replace(b'"format": 1', b'"format": 9'))),
 }

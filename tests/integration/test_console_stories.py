@@ -173,6 +173,11 @@ def test_a_token_is_shown_once_works_and_is_revoked(browser: Browser, service: S
         window.click("Make token")
         token = window.page.locator("section:has(#h-made) pre").inner_text()
         assert token.startswith("rct_")
+        # The browser sends the form again, and gets no second token for it.
+        window.page.reload()
+        window.wait_for_text("This form was sent before")
+        assert token not in window.page.content()
+        assert window.page.get_by_role("row", name="CI of billing").count() == 1
         laptop.login(service, token)
         laptop.json("list")
         window.open("/auth/cli-tokens")

@@ -13,7 +13,7 @@ import pytest
 
 from runcode.core.errors import RunCodeError
 from runcode.gateway.admission import AdmissionPolicy
-from runcode.gateway.events import COMMAND, CONNECTION, DROPPED, FORWARD
+from runcode.gateway.events import COMMAND, CONNECTION, DROPPED, FORWARD, REFUSED, GatewayEvent
 from support.gateway_box import Client, Scene, connect_asyncssh, open_scene
 
 SOON_S = 30.0
@@ -69,6 +69,29 @@ async def test_a_command_and_its_connection(scene: Scene, client: Client) -> Non
         assert event.workspace_id == session.workspace_id
         assert event.connection_id == scene.events.starts(CONNECTION)[0].subject_id
     assert before <= start.at == end.started_at <= end.at <= scene.gateway._clock()
+
+
+async def test_a_refused_connection_is_told_and_a_spare_key_is_none(scene: Scene, client: Client) -> None:
+    async def told() -> list[GatewayEvent]:
+        scene.gateway._refusals.tell()
+        await scene.until(lambda: scene.gateway._recorder.waiting == 0, timeout_s=SOON_S)
+        return [event for event in scene.events.rows.values() if event.kind == REFUSED]
+
+    stranger = scene.add_client("royal-1", registered_for=None)
+    spare = f"IdentityFile={stranger.folder}/key"
+    assert (await client.run("true", options=(spare,))).status == 0
+    assert await told() == [], "one of its keys was good"
+
+    expired = scene.add_client("royal-1", ttl_s=-1)
+    for refused in (expired, expired, stranger, scene.add_client("nowhere-1", registered_for=None)):
+        assert (await refused.run("true")).status == 255
+    session = scene.session_of(expired)
+    found = {(e.detail["reason"], e.detail["count"], e.workspace_id, e.session_id, e.user_id) for e in await told()}
+    assert found == {
+        ("the session has expired", 2, session.workspace_id, session.session_id, session.user_id),
+        ("no such key", 1, session.workspace_id, None, None),
+        ("no such workspace", 1, None, None, None),
+    }
 
 
 async def test_death_by_signal_a_shell_and_sftp(scene: Scene, client: Client) -> None:

@@ -223,6 +223,19 @@ async def test_client_environment_is_limited_to_the_locale(boxes: Boxes) -> None
     assert not any(line.startswith(("FOO=", "LD_")) for line in lines)
 
 
+async def test_no_environment_of_a_client_changes_what_runs_in_the_box(boxes: Boxes) -> None:
+    ssh = await boxes.open()
+    names = "LD_PRELOAD LD_LIBRARY_PATH LD_AUDIT BASH_ENV ENV PATH IFS SHELLOPTS PYTHONPATH GIT_SSH_COMMAND"
+    names += " SSH_AUTH_SOCK HOME SHELL PROMPT_COMMAND BASH_FUNC_ls%%"
+    ssh.text("echo 'echo EVIL >&2; touch ~/was-read' > /tmp/evil")
+    words = " ".join(f"{name}=/tmp/evil" for name in names.split())
+    sent = ssh.command("-o", f"SetEnv={words} LC_TEST=ok", "box", "env; test ! -e was-read")
+    ran = subprocess.run(sent, stdin=subprocess.DEVNULL, capture_output=True, check=True)
+    assert b"LC_TEST=ok" in ran.stdout
+    assert b"/tmp/evil" not in ran.stdout
+    assert b"EVIL" not in ran.stderr
+
+
 async def test_storage_survives_stop_and_tmp_does_not(boxes: Boxes) -> None:
     spec = boxes.new_spec()
     ssh = await boxes.open(spec)

@@ -13,9 +13,11 @@ import pytest
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.services.oidc_provider import OidcProvider
 from runcode.controlplane.services.oidc_records import OidcPolicy, OidcSettings
+from support.browser import running_browser
 from support.browser_login import Browser, Page
 from support.controlplane_fakes import HttpServer, open_plane, serve
 from support.oidc_provider import CLIENT_ID, CLIENT_SECRET, HOST, RunningProvider, make_key, running_provider
+from support.service import running_service
 
 ANN = "ann@example.org"
 POLICY = OidcPolicy(domains=frozenset({"corp.example"}))
@@ -215,6 +217,28 @@ async def test_a_person_who_says_no_there_is_told_so(tmp_path: Path) -> None:
         async with plane_for(refusing, tmp_path) as plane, serve(plane) as server:
             browser, done = await walk(refusing, server.port)
             assert (done.status, "runcode_session" in browser.cookies) == (403, False)
+
+
+def test_the_button_of_a_real_browser_leads_there_and_back(provider: RunningProvider, tmp_path: Path) -> None:
+    """Its policies and cookies, too: a form's or a page's that were too strict would end the way at a redirect."""
+    secret = tmp_path / "secret"
+    secret.touch(mode=0o600)
+    secret.write_text(CLIENT_SECRET)
+    options = ("--oidc-issuer", provider.issuer, "--oidc-client-id", CLIENT_ID, "--oidc-name", "Corp")
+    options += ("--oidc-client-secret-file", str(secret), "--oidc-domain", "corp.example")
+    provider.set_person("0007", "grace@corp.example")
+    with running_service(tmp_path / "service", options=options) as service:
+        # The address that the provider knows, wherever the server really listens.
+        mapped = f"--host-resolver-rules=MAP {HOST} {service.facts['web_base'].removeprefix('http://')}"
+        with running_browser([mapped]) as chromium, chromium.window(f"http://{HOST}") as window:
+            window.open("/teams")
+            window.page.get_by_role("link", name="Sign in with Corp").click()
+            window.page.wait_for_url(f"http://{HOST}/teams")
+            assert "grace@corp.example" in window.text
+            there = [fault for fault in window.faults if fault.startswith(f"request: {provider.issuer}/")]
+            assert there
+            # Everything else would be a fault.
+            window.faults = [fault for fault in window.faults if fault not in there]
 
 
 def _end(provider: RunningProvider) -> None:

@@ -1,15 +1,20 @@
 """What packaging/service brings is accepted by the programs that it is for, as far as this machine has them.
 
-Always: our own option parser reads each command line in it, and each metric in it is one that we have. Where they
-are installed: systemd-analyze, nginx, caddy and promtool judge their own files. An image is not built here.
+Always: our own option parser reads each command line in it, each metric in it is one that we have, and the unit
+takes nothing from boxes that they need. Where they are installed: systemd-analyze, nginx, caddy and promtool judge
+their own files, and nginx serves through its. An image is not built here.
 """
 
 from __future__ import annotations
 
+import http.client
 import json
+import os
 import re
 import shlex
 import shutil
+import socket
+import ssl
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,8 +24,10 @@ import yaml
 
 from runcode.controlplane.metrics import Metrics
 from runcode.gateway.server import GatewayHealth
+from runcode.runtimes.local.box_network import TUN_DEVICE
 from runcode.server.front import DoorNumbers, GatewayNumbers
 from runcode.server.main import make_parser
+from support.service import Service, running_service
 from support.tls_files import write_pair
 
 FOLDER = Path(__file__).resolve().parents[2] / "packaging" / "service"
@@ -28,6 +35,10 @@ DOCS = FOLDER.parents[1] / "docs"
 # Of the Compose specification; a misspelt one would be passed over by some versions.
 _COMPOSE_KEYS = """image command depends_on restart stop_grace_period init security_opt devices cap_drop ports
 networks volumes environment healthcheck"""
+# What a box of the local runtime cannot be made under: it has a name, namespaces, mounts, a /proc and a /dev of its own
+# (a fresh /proc only where none of ours is covered), and programs that compile at run time.
+_NOT_WITH_BOXES = """ProtectHostname ProtectKernelTunables ProtectKernelLogs ProtectProc ProcSubset RestrictNamespaces
+PrivateDevices PrivateUsers PrivateNetwork SystemCallFilter MemoryDenyWriteExecute"""
 
 
 def require(program: str) -> str:
@@ -98,6 +109,15 @@ def _up_actions() -> list[Any]:
     return list(nouns.choices["up"]._actions)
 
 
+def test_the_unit_leaves_boxes_what_they_need() -> None:
+    lines = re.findall(r"^(\w+)=(.*)$", (FOLDER / "runcode.service").read_text(), re.MULTILINE)
+    assert not {name for name, _ in lines} & set(_NOT_WITH_BOXES.split())
+    # ProtectClock allows the clocks' devices and, without another list, no other one (systemd.exec(5)).
+    assert ("DeviceAllow", f"{TUN_DEVICE} rw") in lines
+    families = dict(lines)["RestrictAddressFamilies"].split()
+    assert {"AF_UNIX", "AF_INET", "AF_NETLINK"} <= set(families)
+
+
 def test_the_pages_command_lines_are_ones_that_our_parser_takes() -> None:
     page = unfold((DOCS / "self-hosting.md").read_text())
     lines = [
@@ -114,7 +134,7 @@ def test_every_number_that_is_alerted_on_is_one_that_we_have() -> None:
         connections = refused = 0
 
         def health(self) -> GatewayHealth:
-            return GatewayHealth(0, 0, 0.0, True, 0, 0, 0, 0, framing_obstacle=None, resealed_bytes=0, singly_bytes=0)
+            return GatewayHealth(0, 0, 0.0, True, 0, 0, 0, 0, None, None, resealed_bytes=0, singly_bytes=0)
 
     metrics = Metrics()
     metrics.add_collector(DoorNumbers(Idle()))  # type: ignore[arg-type]
@@ -177,19 +197,73 @@ def test_systemd_takes_the_unit(tmp_path: Path) -> None:
     assert "runcode.service" not in ran.stderr
 
 
-def test_nginx_takes_its_file(tmp_path: Path) -> None:
-    nginx = require("nginx")
-    write_pair(tmp_path / "c.pem", tmp_path / "k.pem")
-    site = re.sub(r"/etc/letsencrypt\S*/fullchain.pem", str(tmp_path / "c.pem"), (FOLDER / "nginx.conf").read_text())
-    (tmp_path / "site.conf").write_text(re.sub(r"/etc/letsencrypt\S*/privkey.pem", str(tmp_path / "k.pem"), site))
+def write_nginx_files(folder: Path, *changes: tuple[str, str]) -> Path:
+    """Our file inside a main one that writes below `folder`; with a certificate of this test, and `changes`."""
+    write_pair(folder / "c.pem", folder / "k.pem")
+    site = (FOLDER / "nginx.conf").read_text()
+    for pattern, text in (
+        (r"/etc/letsencrypt\S*/fullchain.pem", str(folder / "c.pem")),
+        (r"/etc/letsencrypt\S*/privkey.pem", str(folder / "k.pem")),
+        *changes,
+    ):
+        site, found = re.subn(pattern, text, site)
+        assert found, pattern
+    (folder / "site.conf").write_text(site)
     paths = "".join(
-        f"{kind}_temp_path {tmp_path}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        f"{kind}_temp_path {folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
     )
-    (tmp_path / "nginx.conf").write_text(
-        f"pid {tmp_path}/pid; error_log stderr; events {{}}\nhttp {{ access_log off; {paths}\n"
-        f"include {tmp_path}/site.conf; }}\n"
-    )
-    run(nginx, "-t", "-c", str(tmp_path / "nginx.conf"))
+    main = f"daemon off; worker_processes 1; pid {folder}/pid; error_log stderr; events {{}}\n"
+    main += f"http {{ access_log off; {paths}\ninclude {folder}/site.conf; }}\n"
+    (folder / "nginx.conf").write_text(main)
+    return folder / "nginx.conf"
+
+
+def test_nginx_takes_its_file(tmp_path: Path) -> None:
+    run(require("nginx"), "-t", "-c", str(write_nginx_files(tmp_path)))
+
+
+def find_http_port(service: Service) -> int:
+    """The server listens on two, and its ready file names the public address and the other."""
+    assert service.process is not None
+    held = {os.readlink(link) for link in Path(f"/proc/{service.process.pid}/fd").iterdir() if link.is_symlink()}
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    ports = {int(row[1].partition(":")[2], 16) for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in held}
+    (port,) = ports - {service.facts["ssh_port"]}
+    return port
+
+
+def test_a_server_behind_nginx(tmp_path: Path) -> None:
+    """With the options that the page names. A port other than 443 arrives whole, a forged address does not."""
+    nginx = require("nginx")
+    with socket.create_server(("127.0.0.1", 0)) as front:
+        name = f"localhost:{front.getsockname()[1]}"
+        options = ("--public-url", f"https://{name}", "--trusted-proxy", "127.0.0.1", "--log-format", "json")
+        with running_service(tmp_path / "service", options=options) as service:
+            changes = (
+                (r"listen 443 ", f"listen 127.0.0.1:{front.getsockname()[1]} "),
+                (r"listen \[::\]:443 .*", ""),
+                (r"127\.0\.0\.1:8080", f"127.0.0.1:{find_http_port(service)}"),
+            )
+            main = write_nginx_files(tmp_path, *changes)
+            # The socket is handed over as nginx hands its own to its next version, so the port cannot be lost.
+            handed = {"NGINX": f"{front.fileno()};", "PATH": "/usr/bin:/bin"}
+            words = [nginx, "-c", str(main)]
+            with subprocess.Popen(words, env=handed, pass_fds=[front.fileno()], stderr=subprocess.DEVNULL) as proxy:
+                try:
+                    trust = ssl.create_default_context(cafile=str(tmp_path / "c.pem"))
+                    connection = http.client.HTTPSConnection(name, context=trust, timeout=60)
+                    connection.request("GET", "/workspaces", headers={"X-Forwarded-For": "192.0.2.9"})
+                    reply = connection.getresponse()
+                    assert (reply.status, reply.getheader("Location")) == (303, "/sign-in?next=%2Fworkspaces"), (
+                        reply.read()
+                    )
+                    assert reply.getheader("Strict-Transport-Security")
+                    reference = reply.getheader("X-Request-Id")
+                    connection.close()
+                finally:
+                    proxy.terminate()
+        (line,) = [line for line in service.log.read_text().splitlines() if f'"{reference}"' in line]
+        assert json.loads(line)["address"] == "127.0.0.1"
 
 
 def test_caddy_takes_its_file(tmp_path: Path) -> None:

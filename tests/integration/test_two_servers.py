@@ -114,6 +114,14 @@ def test_a_password_in_an_argument_is_refused_and_a_variable_is_taken(pair: Pair
     assert not (tmp_path / "d").exists(), "nothing half-made remains"
 
 
+def test_what_one_signs_in_the_audit_the_other_believes(pair: Pair) -> None:
+    """Retention on either signs for what it removes: with keys of their own, the other would call it tampering."""
+    for name in ("audit_ed25519", "audit_ed25519.pub"):
+        assert (pair.first.data_dir / "keys" / name).read_bytes() == (pair.second.data_dir / "keys" / name).read_bytes()
+    checkpoints = str(pair.first.data_dir / "audit" / "checkpoints.jsonl")
+    assert pair.second.operator_json("audit", "verify", "--checkpoints", checkpoints)["ok"]
+
+
 def test_both_show_one_truth(pair: Pair) -> None:
     pair.first.operator("workspace", "create", "one-truth")
     assert "one-truth" in states(pair.second)
@@ -186,6 +194,7 @@ def test_one_server_that_is_killed_takes_nothing_of_the_others_with_it(pair: Pai
     assert pair.first.stop() == 0
     pair.second.operator("workspace", "start", "of-the-second")
     pair.first.start()
+    until(lambda: states(pair.first)["cut-box"] == "running", "the first has its own boxes again")
     before = pair.query(places)
     kept = keepers(pair.second)
     assert kept

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 from playwright.sync_api import Browser as Process
 from playwright.sync_api import BrowserContext, Page, Response, sync_playwright
+from playwright.sync_api import Error as PlaywrightError
 
 from support.service import Service
 
@@ -149,10 +151,15 @@ class Browser:
 
 @contextlib.contextmanager
 def running_browser(arguments: Sequence[str] = ()) -> Iterator[Browser]:
-    """Chromium, ended afterwards. Root may not use its sandbox."""
+    """Chromium, ended afterwards. Root may not use its sandbox; where nobody else can either, the test is NOT RUN."""
     sandbox = ["--no-sandbox"] if os.getuid() == 0 else []
     with sync_playwright() as playwright:
-        process = playwright.chromium.launch(executable_path=CHROMIUM, args=[*sandbox, *arguments])
+        try:
+            process = playwright.chromium.launch(executable_path=CHROMIUM, args=[*sandbox, *arguments])
+        except PlaywrightError as error:
+            if not sandbox and "sandbox" in str(error).lower():
+                pytest.skip("Chromium's sandbox cannot start for this user: it needs user namespaces")
+            raise
         try:
             yield Browser(process)
         finally:

@@ -50,6 +50,16 @@ class ManualClock:
         self._now += datetime.timedelta(**delta)
 
 
+class Monotonic:
+    """Seconds that pass when a test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 def make_client_key() -> str:
     """A well-formed public key line that no two tests share. Nobody holds its private half."""
 

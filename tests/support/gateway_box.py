@@ -16,7 +16,7 @@ import signal
 import socket
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import asyncssh
 
 from runcode.gateway.admission import AdmissionPolicy
 from runcode.gateway.directory import SessionFacts, WorkspaceFacts
+from runcode.gateway.doorstep import Network
 from runcode.gateway.server import GatewayServer
 from support.gateway_fakes import FakeDirectory, FakeSink
 
@@ -245,7 +246,7 @@ class Client:
 class Scene:
     """A directory, a running gateway, boxes and clients; everything ends with it."""
 
-    def __init__(self, folder: Path, policy: AdmissionPolicy | None = None) -> None:
+    def __init__(self, folder: Path, policy: AdmissionPolicy | None = None, balancers: Sequence[Network] = ()) -> None:
         self.folder = folder
         self.directory = FakeDirectory()
         host_key = asyncssh.generate_private_key("ssh-ed25519")
@@ -254,7 +255,7 @@ class Scene:
         self.host_line = host_key.export_public_key("openssh").decode().strip()
         self.events = FakeSink()
         self.gateway = GatewayServer(
-            self.directory, host_key_path=self.host_key_path, policy=policy, events=self.events
+            self.directory, host_key_path=self.host_key_path, policy=policy, events=self.events, balancers=balancers
         )
         self.port = 0
         self.boxes: dict[str, Box] = {}
@@ -304,10 +305,12 @@ def connect_asyncssh(scene: Scene, client: Client, **options: object) -> Any:
 
 
 @contextlib.asynccontextmanager
-async def open_scene(policy: AdmissionPolicy | None = None, *, box: str | None = "royal-1") -> AsyncIterator[Scene]:
+async def open_scene(
+    policy: AdmissionPolicy | None = None, *, box: str | None = "royal-1", balancers: Sequence[Network] = ()
+) -> AsyncIterator[Scene]:
     """A scene in a folder short enough for unix sockets, with one box unless told otherwise."""
     folder = Path(tempfile.mkdtemp(prefix="rcg"))
-    scene = Scene(folder, policy)
+    scene = Scene(folder, policy, balancers)
     try:
         scene.port = await scene.gateway.start("127.0.0.1", 0)
         if box is not None:

@@ -18,7 +18,8 @@ from pathlib import Path
 PORT = 8765
 _CLONE_NEWNET = 0x40000000
 
-# Real servers on every address of the namespace they start in. Port 53 answers each question with PUBLIC.
+# Real servers on every address of the namespace they start in. Port 53 answers `ip-1-2-3-4.…` with that, all else with
+# PUBLIC.
 _SERVER = """
 import selectors, socket, struct, sys
 answer, port = sys.argv[1], int(sys.argv[2])
@@ -35,8 +36,10 @@ for number in (port, 53):
             s.listen(64)
         chosen.register(s, selectors.EVENT_READ, (number, kind))
 def dns(raw):
+    first = raw[13:13 + raw[12]].decode("latin-1").split("-")
+    said = ".".join(first[1:]) if first[0] == "ip" and len(first) == 5 else answer
     return (raw[:2] + b"\\x81\\x80" + raw[4:6] + b"\\0\\1\\0\\0\\0\\0" + raw[12:raw.index(b"\\0", 12) + 5]
-            + b"\\xc0\\x0c\\0\\1\\0\\1" + struct.pack(">IH", 60, 4) + socket.inet_aton(answer))
+            + b"\\xc0\\x0c\\0\\1\\0\\1" + struct.pack(">IH", 60, 4) + socket.inet_aton(said))
 print("ready", flush=True)
 while True:
     for key, _ in chosen.select():

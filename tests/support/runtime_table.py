@@ -2,7 +2,8 @@
 
 Owns: the marker `runtime_case(TABLE)`. A test that carries it has a parametrized
 `case`, whose first value names the column; its function and other parameters name
-the row. `conftest` feeds it what was collected and what happened.
+the row. A TABLE with a × in it is the whole title, for columns that are no runtimes.
+`conftest` feeds it what was collected and what happened.
 
 Guarantee: every collected case has a cell. One that was left out, skipped or never
 reached reads NOT RUN; a case that a runtime does not have reads `–`.
@@ -60,7 +61,7 @@ class RuntimeTables:
     def render(self) -> list[tuple[str, list[str]]]:
         """(title, lines) of each table that has cells."""
         return [
-            (f"runtime × case: {table}", self._render_one(table))
+            (table if "×" in table else f"runtime × case: {table}", self._render_one(table))
             for table in dict.fromkeys(table for table, _, _ in self.places.values())
         ]
 

@@ -33,11 +33,14 @@ from typing import Any
 from sqlalchemy import func, select
 
 from runcode.controlplane import changes
+from runcode.controlplane.audit_checkpoints import CheckpointPolicy
 from runcode.controlplane.changes import ChangeFeed
 from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.reconciler import Reconciler, Timing
 from runcode.controlplane.records import Caller
 from runcode.controlplane.services import audit
+from runcode.controlplane.services.audit_statements import load_verifier
+from runcode.controlplane.services.audit_verification import verify
 from runcode.controlplane.services.events import NewEvent
 from runcode.controlplane.states import RUNNING
 from runcode.controlplane.store.engine import Store
@@ -62,9 +65,6 @@ _TIMING = Timing(survey_s=0.1, inspect_s=5.0, step_s=10.0)
 _SETTLE_S = 60.0
 # Forked from a process that has imported all this: a start costs milliseconds.
 _context = multiprocessing.get_context("forkserver")
-
-# More that must be true of a database at rest, each (store) → faults. For a chain that guards the events, for one.
-VERIFIERS: list[Callable[[Store], Awaitable[list[str]]]] = []
 
 
 class FileRuntime:
@@ -114,6 +114,22 @@ class FileRuntime:
         _note(self._folder / "faults", text)
 
 
+async def _verify_audit(store: Store, folder: Path) -> list[str]:
+    """What `audit verify` says of the chain, by the checkpoints of each server that ran."""
+    verifier = load_verifier(folder / "keys" / "audit_ed25519.pub")
+    faults = []
+    for path in sorted(folder.glob("checkpoints-*")):
+        found = await verify(store, verifier, path)
+        faults += [f"audit, {path.name}: {finding.code}: {finding.message}" for finding in found.findings]
+        if found.checkpoints == 0:
+            faults.append(f"audit, {path.name}: no checkpoint was believed")
+    return faults or ([] if list(folder.glob("checkpoints-*")) else ["audit: no server wrote a checkpoint"])
+
+
+# More that must be true of a database at rest, each (store, the campaign's folder) → faults.
+VERIFIERS: list[Callable[[Store, Path], Awaitable[list[str]]]] = [_verify_audit]
+
+
 def _note(path: Path, value: object) -> None:
     """One line, whole, also when the next instant kills us."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -147,8 +163,12 @@ async def _patiently(open_it: Callable[[], Awaitable[Any]]) -> Any:
 
 async def _serve(folder: Path, named: str, place: str) -> None:
     async with contextlib.AsyncExitStack() as stack:
+        # As often as it can, so that kills meet it: half-written lines, a head that was signed and then grew.
+        checkpoints = CheckpointPolicy(
+            folder / f"checkpoints-{place}", every_records=10, every_s=0.2, look_every_s=0.02
+        )
         plane: ControlPlane = await _patiently(
-            lambda: stack.enter_async_context(open_plane(folder, database=_locate(named)))
+            lambda: stack.enter_async_context(open_plane(folder, database=_locate(named), checkpoints=checkpoints))
         )
         reconciler = Reconciler(
             plane.store,
@@ -160,6 +180,7 @@ async def _serve(folder: Path, named: str, place: str) -> None:
             place=place,
         )
         await _patiently(reconciler.start)
+        plane.checkpoints.start()
         _note(folder / "up", place)
         async for batch in plane.changes.watch():
             if not batch.empty:
@@ -329,7 +350,7 @@ class Campaign:
     async def _until_loaded(self) -> None:
         """The books of every load have grown: the kill meets work, not imports."""
         before = {n: len(_read_notes(self.folder / f"books-{n}")) for n in range(3)}
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 2 * _SETTLE_S
         while any(len(_read_notes(self.folder / f"books-{n}")) == before[n] for n in before):
             assert time.monotonic() < deadline, "the load did not begin"
             await asyncio.sleep(0.02)
@@ -416,8 +437,8 @@ class Campaign:
                 faults.append(f"host keys without a workspace, or the reverse: {keys ^ live}")
             for place in self.places:
                 faults += await self._check_feed(place, revocations)
-            for verify in VERIFIERS:
-                faults += await verify(store)
+            for verify_more in VERIFIERS:
+                faults += await verify_more(store, self.folder)
         finally:
             await store.close()
         return faults

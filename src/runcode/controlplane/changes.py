@@ -50,6 +50,8 @@ TEAM_UNSHARED: Final = "team_unshared"
 CREATED: Final = "created"
 START_REQUESTED: Final = "start_requested"
 POLICY_CHANGED: Final = "policy_changed"
+# Its certificates may be anybody's: all connections are looked at.
+AUTHORITY_RETIRED: Final = "authority_retired"
 SHARED: Final = "shared"
 
 # What takes access away; the others only give it, or wake the reconciler.
@@ -65,6 +67,7 @@ WITHDRAWALS: Final = frozenset(
         DELETE_REQUESTED,
         WORKSPACE_DOWN,
         POLICY_CHANGED,
+        AUTHORITY_RETIRED,
     )
 )
 # `retention` forgets what is older; a follower that far behind is told `everything`.
@@ -176,6 +179,7 @@ class ChangeFeed:
             workspace_ids=frozenset(r.workspace_id for r in meant if r.workspace_id is not None),
             session_ids=frozenset(r.session_id for r in meant if r.session_id is not None),
             user_ids=frozenset(r.user_id for r in meant if r.user_id is not None),
+            everything=any(r.kind == AUTHORITY_RETIRED for r in meant),
         )
 
 

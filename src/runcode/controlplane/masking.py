@@ -39,6 +39,9 @@ MASK: Final = "[masked]"
 _LEVELS_MAX = 4
 # Where the gateway has left out a long command's middle (`gateway.journal`): words beside it may be halves of secrets.
 _CUT = re.compile(r" …\[cut: [0-9]{1,12} bytes in all\]… ")
+# As the gateway bounds a command that is not our own client's, with room for its mark.
+_KEPT_HEAD, _KEPT_TAIL = 3072, 1024
+_KEPT_MAX = _KEPT_HEAD + _KEPT_TAIL + 60
 _BLANK = re.compile(r"\s")
 # A long call of our own client: cut, so that it cannot be read back, with our own quotes around the person's.
 _WRAPPED = "exec /usr/bin/env 'SHLVL=1' 'RUNCODE_EXEC="
@@ -67,6 +70,11 @@ def mask_detail(kind: str, detail: Detail, patterns: Sequence[Pattern] = ()) -> 
     elif text.startswith(_WRAPPED):
         # Quotes around quotes, of which the cut took some: without them the words stand where they stood.
         text = "runcode exec -- " + text.replace("\\", "").replace("'", "").partition(" set -- ")[2]
+    elif len(text) > _KEPT_MAX:
+        # It began like a script of our own client, so the gateway left it long; but it was no call of ours.
+        size = kept.get("text_bytes")
+        told = size if isinstance(size, int) else len(text.encode())
+        text = f"{text[:_KEPT_HEAD]} …[cut: {told} bytes in all]… {text[-_KEPT_TAIL:]}"
     masked, count = mask_words(asked, patterns) if asked is not None else mask_text(text, patterns)
     kept["text"] = masked
     if count:
@@ -126,7 +134,7 @@ _PIECE = re.compile(
 class _Word:
     """A shell word: where it stands in the text, and its value without quotes. `ends`: value offset → text offset."""
 
-    __slots__ = ("end", "parts", "pieces", "size", "start", "value")
+    __slots__ = ("end", "literals", "parts", "pieces", "size", "start", "value")
 
     def __init__(self) -> None:
         self.start = self.end = -1
@@ -135,8 +143,16 @@ class _Word:
         self.pieces: list[str] = []
         # (offset in the value, offset in the text) of each part.
         self.parts: list[tuple[int, int]] = []
+        # (offset in the value, offset behind it) of what stands in single quotes.
+        self.literals: list[tuple[int, int]] = []
 
-    def append(self, text: str, start: int, end: int, outer_end: int) -> None:
+    def append(self, text: str, start: int, end: int, outer_end: int, *, literal: bool = False) -> None:
+        if literal and self.pieces and self.pieces[-1].endswith("$") and not self.pieces[-1].endswith("\\$"):
+            # `$'…'` of bash: the dollar sign belongs to the quotes.
+            self.pieces[-1] = self.pieces[-1][:-1]
+            self.size -= 1
+        if literal:
+            self.literals.append((self.size, self.size + end - start))
         self.parts.append((self.size, start))
         self.pieces.append(text[start:end])
         self.size += end - start
@@ -146,6 +162,9 @@ class _Word:
         """Where the value's character at `offset` stands in the text."""
         found = self.parts[bisect.bisect_right(self.parts, (offset, sys.maxsize)) - 1]
         return found[1] + offset - found[0]
+
+    def is_literal(self, offset: int) -> bool:
+        return any(start <= offset < end for start, end in self.literals)
 
 
 def _find_in_words(text: str, start: int, end: int, spans: list[tuple[int, int]], *, level: int) -> None:
@@ -173,7 +192,7 @@ def _find_in_words(text: str, start: int, end: int, spans: list[tuple[int, int]]
             inner_end -= match.group()[1:].endswith(match.group()[0])
             if level < _LEVELS_MAX and _LOOKS_LIKE_COMMAND.search(text, inner_start, inner_end):
                 _find_in_words(text, inner_start, inner_end, spans, level=level + 1)
-        word.append(text, inner_start, inner_end, match.end())
+        word.append(text, inner_start, inner_end, match.end(), literal=kind == "single")
     for words in commands:
         _find_in_command(words, spans)
     for number, words in enumerate(commands):
@@ -199,7 +218,10 @@ def _find_in_command(words: list[_Word], spans: list[tuple[int, int]]) -> None:
         if at and _SCRIPT_FOLLOWS.fullmatch(values[at - 1]):
             # A whole command line, which was looked into already.
             continue
-        if is_assigned and rules.is_secret_name(name.rpartition("=")[2]):
+        header = rules.find_header_value(values[at - 1] if at else "", word.value)
+        if header is not None:
+            _mask_from(word, header, word.value[header:], spans)
+        elif is_assigned and rules.is_secret_name(name.rpartition("=")[2].removesuffix("+")):
             _mask_from(word, len(name) + 1, value, spans)
         elif is_assigned or following is None or following.value.startswith("--"):
             continue
@@ -207,6 +229,17 @@ def _find_in_command(words: list[_Word], spans: list[tuple[int, int]]) -> None:
             _mask_from(following, 0, following.value, spans)
     for at, offset in rules.find_by_program(values):
         _mask_from(words[at], offset, values[at][offset:], spans)
+    if any(value.startswith("<<<") for value in values) and rules.reads_password(values):
+        _find_in_here_string(words, spans)
+
+
+def _find_in_here_string(words: list[_Word], spans: list[tuple[int, int]]) -> None:
+    """`sudo -S … <<< SECRET`: what a program that reads a password is given."""
+    for at, word in enumerate(words):
+        if word.value == "<<<" and at + 1 < len(words):
+            _mask_from(words[at + 1], 0, words[at + 1].value, spans)
+        elif word.value.startswith("<<<"):
+            _mask_from(word, 3, word.value[3:], spans)
 
 
 def _find_in_pipe(writer: list[_Word], reader: list[_Word], spans: list[tuple[int, int]]) -> None:
@@ -219,7 +252,7 @@ def _find_in_pipe(writer: list[_Word], reader: list[_Word], spans: list[tuple[in
 
 
 def _mask_from(word: _Word, offset: int, value: str, spans: list[tuple[int, int]]) -> None:
-    if value and not rules.is_harmless(value):
+    if value and not rules.is_harmless(value, literal=word.is_literal(offset)):
         last = word.position(len(word.value) - 1) + 1
         spans.append((word.position(offset), last))
 

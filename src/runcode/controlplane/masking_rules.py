@@ -24,7 +24,7 @@ _PART = re.compile(r"[A-Z]++(?![a-z])|[A-Z]?[a-z]++|[0-9]++")
 _NAME_MAX = 128
 # A name is secret when its last part ends in one of these (`PGPASSWORD`), …
 _SECRET_ENDS = ("password", "passwd", "passphrase", "passcode", "passwort", "secret", "apikey", "token", "accesskey")
-_SECRET_LAST = _words("pass credential credentials secretkey privatekey authkey pat")
+_SECRET_LAST = _words("pass sshpass credential credentials secretkey privatekey authkey pat")
 # … or any part does in one of these, …
 _SECRET_ANYWHERE = ("password", "passwd", "passphrase", "secret", "apikey")
 # … or ends in `key` after one of these, or in `pwd`, `pw` or `auth` after anything (`PWD` is a folder).
@@ -67,8 +67,17 @@ _REFERENCE = re.compile(
 )
 
 
-def is_harmless(value: str) -> bool:
-    """A switch, a short number, a path, or a reference to where the secret stands: nothing that has to be masked."""
+_ENVIRONMENT_NAME = re.compile(r"\$\{?[A-Z_][A-Z0-9_]{0,127}\}?")
+
+
+def is_harmless(value: str, *, literal: bool = False) -> bool:
+    """A switch, a short number, a path, or a reference to where the secret stands: nothing that has to be masked.
+
+    `literal`: a shell takes it as it is, so that `$word` is a secret that begins with a dollar sign. Another shell
+    may have read it before, which is why a name as variables have it still counts as a reference.
+    """
+    if literal and value[:1] == "$" and value[1:2] not in ("(", "{") and _ENVIRONMENT_NAME.fullmatch(value) is None:
+        return False
     # `TOKEN=$(…)` outside quotes ends before its bracket here.
     if value == "$" or value.startswith(("./", "../", "~/")) or _HARMLESS.fullmatch(value):
         return True
@@ -83,6 +92,9 @@ def is_harmless(value: str) -> bool:
 
 _EDGE = r"(?<![A-Za-z0-9_])"
 _SECRET_FIELD = r"(?i:[\w.-]{0,32}?(?:password|passwd|passphrase|secret|token|api_?key|access_?key|private_?key))"
+
+# Also as it stands in a shell's own quotes.
+_SQL_QUOTE = r"(?:'\\''|\\?['\"])"
 
 # (pattern, group to mask)
 TOKENS: Final[tuple[tuple[re.Pattern[str], int], ...]] = tuple(
@@ -114,11 +126,17 @@ TOKENS: Final[tuple[tuple[re.Pattern[str], int], ...]] = tuple(
             r"-----END [A-Z0-9 ]{0,40}PRIVATE KEY",
             1,
         ),
-        # A password in an address. The user's name stays.
-        (r"(?<=://)[^\s/?#@:'\"]{0,256}+:([^\s/?#@'\"]{1,1024}+)@", 1),
+        # A password in an address, also one that should have been escaped. The user's name and a port stay.
+        (
+            r"(?<=://)[^\s/?#@:'\"]{0,256}+:(?![0-9]{1,5}[/?#])"
+            r"([^\s/?#'\"]{1,1024}(?=@)|[^\s?#@'\"]{1,1024}+(?=@))",
+            1,
+        ),
+        # A token in the user's place.
+        (r"(?<=://)(?=[A-Za-z_~.-]{0,256}+[0-9])([A-Za-z0-9_~.-]{20,256}+)@", 1),
         # Headers. The scheme stays.
         (
-            r"(?i:\b(?:proxy-)?authorization\s?[:=]\s?+['\"]?+(?:(?:bearer|basic|token|digest|negotiate|apikey|aws4-hmac-sha256)\s++)?+)"
+            r"(?i:\b(?:proxy-)?authorization\\?+['\"]?+\s?[:=]\s?+\\?+['\"]?+(?:(?:bearer|basic|token|digest|negotiate|apikey|aws4-hmac-sha256)\s++)?+)"
             r"(?![$`])([^\s'\"\\][^'\"\n]{0,4096}+)",
             1,
         ),
@@ -130,6 +148,33 @@ TOKENS: Final[tuple[tuple[re.Pattern[str], int], ...]] = tuple(
         # A parameter of an address or a form.
         (
             r"[?&](?i:[a-z_.-]{0,32}?(?:token|secret|password|passwd|apikey|api_key|access_key|sig|signature))=(?![$`])([^&\s'\"#]{4,4096}+)",
+            1,
+        ),
+        # A list of settings: `username=me,password=…`.
+        (
+            r"(?<=[,;])(?i:[a-z_.-]{0,32}?(?:password|passwd|secret|token|api_?key|access_?key)|pass)="
+            r"(?![$`])([^,;&\s'\"]{4,4096}+)",
+            1,
+        ),
+        # `name = "…"` of programs and of settings' files; without blanks it is a word, see `masking`.
+        (
+            r"(?<![\w.-])" + _SECRET_FIELD + r"(?:[ \t]{1,8}+=[ \t]{0,8}+|=[ \t]{1,8}+)\\?+[\"'](?![$`])"
+            r"([^\"'\n]{1,4096}+)",
+            1,
+        ),
+        # `name = …`, a line of its own.
+        (
+            r"(?<=\n)[ \t]{0,40}+"
+            + _SECRET_FIELD
+            + r"(?:[ \t]{1,8}+=[ \t]{0,8}+|=[ \t]{1,8}+)(?![$`<{])([^\s'\"#(][^\s'\"(]{3,4096}+)(?!\()",
+            1,
+        ),
+        # .netrc
+        (r"\blogin\s{1,8}+[^\s'\"]{1,256}+\s{1,8}+password\s{1,8}+(?![$`])([^\s'\"]{1,1024}+)", 1),
+        # SQL
+        (
+            r"(?i:\b(?:user|role)\s[^\n;]{0,200}?\bpassword\s{1,8}+|\bidentified\s[^\n;']{0,80}?\bby\s{1,8}+"
+            r"|\bpassword\s{0,4}+\(\s{0,4}+)" + _SQL_QUOTE + r"(?![$`])([^'\"\n\\]{1,1024}+)",
             1,
         ),
         # A line of a here-document: `password: …` of YAML.
@@ -174,18 +219,26 @@ def find_by_program(values: Sequence[str]) -> Iterator[tuple[int, int]]:
     for number in rest:
         value = values[number]
         following = number + 1 if number + 1 < len(values) else None
-        for option in _ATTACHED.get(program, ()):
-            if value.startswith(option) and len(value) > len(option) and not value.startswith("--"):
-                yield number, len(option)
         needed, options = _SEPARATE.get(program, (None, ()))
-        if following is not None and value in options and (needed is None or needed in verbs):
-            yield following, 0
+        if needed is not None and needed not in verbs:
+            options = ()
+        for option in (*_ATTACHED.get(program, ()), *options):
+            if option in options and value == option and following is not None:
+                yield following, 0
+            elif option.startswith("--") and value.startswith(f"{option}="):
+                yield number, len(option) + 1
+            elif not value.startswith("--") and value.startswith(option) and len(value) > len(option) <= 3:
+                yield number, len(option)
         for option in _USER_AND_PASSWORD.get(program, ()):
             pair = value[len(option) :] if value.startswith(option) and len(value) > len(option) else None
             where, offset = number, len(option)
+            if program == "curl" and (cluster := _CURL_CLUSTER.match(value)) is not None:
+                # `-su user:…`, `-kuuser:…`: the letters before it take nothing.
+                pair, offset = value[cluster.end() :] or None, cluster.end()
+                option = cluster.group()
             if pair is None and value == option and following is not None:
                 pair, where, offset = values[following], following, 0
-            separator = "%" if program in ("smbclient", "rpcclient", "net") else ":"
+            separator = _SEPARATORS.get(program, ":")
             if pair is not None and separator in pair:
                 yield where, offset + pair.index(separator) + 1
         if value in ("-passin", "-passout", "-pass", "-k") and program == "openssl" and following is not None:
@@ -194,6 +247,13 @@ def find_by_program(values: Sequence[str]) -> Iterator[tuple[int, int]]:
                 yield following, 0 if value == "-k" else len("pass:")
         if program == "kubectl" and value.startswith("--from-literal=") and "secret" in values:
             yield number, value.index("=", len("--from-literal=")) + 1 if value.count("=") > 1 else len(value)
+        if program == "kubectl" and value == "--from-literal" and "secret" in values and following is not None:
+            yield following, values[following].find("=") + 1
+    if program in ("set", "setenv"):
+        # fish and csh: `set -gx NAME …`, `setenv NAME …`.
+        named = [number for number in rest if not values[number].startswith("-")]
+        if len(named) > 1 and is_secret_name(values[named[0]]):
+            yield from ((number, 0) for number in named[1:])
     if program == "htpasswd" and len(values) > at + 3 and any("b" in v for v in values[at + 1 :] if v[:1] == "-"):
         yield len(values) - 1, 0
     # `aws configure set aws_secret_access_key …`, `npm config set //registry/:_authToken …`, `git config x.token …`
@@ -240,17 +300,38 @@ _SEPARATE: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "snmpwalk": (None, ("-A", "-X", "-c")),
     "ssh-keygen": (None, ("-N", "-P")),
     "vncviewer": (None, ("-passwd",)),
+    "curl": (None, ("--oauth2-bearer",)),
+    "twine": ("upload", ("-p",)),
+    "gh": ("secret", ("-b", "--body")),
 }
+# Letters of curl's that take no value, then the one that takes user and password.
+_CURL_CLUSTER = re.compile(r"-[aBfgGiIjJklLMnNOpqRsSvVZ#0-9]{0,16}+[uU]")
+_SEPARATORS = {"smbclient": "%", "rpcclient": "%", "net": "%", "lftp": ","}
 _USER_AND_PASSWORD = {
     "curl": ("-u", "--user", "--user=", "-U", "--proxy-user", "--proxy-user="),
     "http": ("-a", "--auth", "--auth="),
     "https": ("-a", "--auth", "--auth="),
     "smbclient": ("-U", "--user="),
     "rpcclient": ("-U",),
+    "lftp": ("-u", "--user="),
     "net": ("-U",),
 }
 
-_KNOWN = frozenset((*_ATTACHED, *_SEPARATE, *_USER_AND_PASSWORD, "openssl", "kubectl", "htpasswd", "aws", "npm", "git"))
+_KNOWN = frozenset(
+    (
+        *_ATTACHED,
+        *_SEPARATE,
+        *_USER_AND_PASSWORD,
+        "openssl",
+        "kubectl",
+        "htpasswd",
+        "aws",
+        "npm",
+        "git",
+        "set",
+        "setenv",
+    )
+)
 
 
 def reads_password(values: Sequence[str]) -> bool:
@@ -260,7 +341,24 @@ def reads_password(values: Sequence[str]) -> bool:
     ):
         return True
     names = {value.rpartition("/")[2] for value in values[:3]}
-    return bool(names & {"chpasswd", "passwd"}) or ("sudo" in names and "-S" in values) or "cryptsetup" in names
+    if names & {"chpasswd", "passwd", "cryptsetup"}:
+        return True
+    return "sudo" in names and any(_SUDO_READS.fullmatch(value) for value in values)
+
+
+_SUDO_READS = re.compile(r"-[AbEeHikKlnPsv]{0,8}S[AbEeHikKlnPsv]{0,8}")
+_HEADER_OPTION = re.compile(r"-[A-Za-z#0-9]{0,16}H|--header")
+
+
+def find_header_value(before: str, word: str) -> int | None:
+    """Where the value of a header with a secret's name begins in `word`, an argument of `-H` (`before`) or with it."""
+    prefix = next((prefix for prefix in ("--header=", "-H") if word.startswith(prefix)), "")
+    if not prefix and _HEADER_OPTION.fullmatch(before) is None:
+        return None
+    name, colon, value = word[len(prefix) :].partition(":")
+    if not colon or not is_secret_name(name):
+        return None
+    return len(word) - len(value.lstrip())
 
 
 # ---------------------------------------------------------------- the operator's own

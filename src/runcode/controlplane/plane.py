@@ -25,6 +25,7 @@ from runcode.controlplane.services.bootstrap import InitialAccess, initialise
 from runcode.controlplane.services.browser_logins import BrowserLogins
 from runcode.controlplane.services.census import Census
 from runcode.controlplane.services.certificates import Certificates, load_authorities
+from runcode.controlplane.services.client_authorities import ClientAuthorities
 from runcode.controlplane.services.client_certificates import ClientCertificates
 from runcode.controlplane.services.device_logins import DeviceLogins
 from runcode.controlplane.services.events import Events
@@ -102,7 +103,7 @@ class ControlPlane:
         self.users = Users(store, clock, hasher)
         secure = (settings.public_url or "").startswith("https://")
         policy = WebSessionPolicy() if secure else PLAIN_HTTP
-        self.tokens = Tokens(store, clock, fresh_for=None if secure else policy.fresh)
+        self.tokens = Tokens(store, clock, self.proofs, fresh_for=None if secure else policy.fresh)
         self.web_sessions = WebSessions(store, clock, policy)
         self.refusals = Refusals(store, clock)
         self.sign_ins = SignIns(store, clock, self.users, self.web_sessions, self.proofs, self.refusals)
@@ -125,7 +126,8 @@ class ControlPlane:
         self.timeline = Timeline(store)
         self.idle_stops = IdleStops(store, clock, default_s=settings.workspaces.idle_stop_after_s)
         self.certificates = Certificates(self.admission, clock, client_ca=client_ca, workspace_ca=workspace_ca)
-        self.client_certificates = ClientCertificates(clock)
+        self.client_authorities = ClientAuthorities(store, clock, settings.keys_folder, first=client_ca)
+        self.client_certificates = ClientCertificates(clock, self.client_authorities)
         self.installation = Installation(
             store, clock, client_ca=client_ca.public_line, workspace_ca=workspace_ca.public_line
         )

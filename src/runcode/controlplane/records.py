@@ -51,6 +51,7 @@ class TokenRecord:
     scopes: tuple[str, ...] = SCOPES
     workspace_ids: tuple[int, ...] | None = None
     origin: str = ORIGIN_OPERATOR
+    policy: ChannelPolicy = EVERYTHING
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,21 @@ class GatewayRecord:
     name: str
     created_at: datetime.datetime
     revoked_at: datetime.datetime | None
+
+
+@dataclass(frozen=True)
+class ClientAuthorityRecord:
+    """A client CA. `created_at` is None for the one that is there since the first start, until another one is made.
+
+    `state`: current (the newest one on disk, which `--client-ca disk` signs with), accepted, or retired.
+    """
+
+    public_key: str
+    fingerprint: str
+    on_disk: bool
+    state: str
+    created_at: datetime.datetime | None
+    retired_at: datetime.datetime | None
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,13 @@ Owns: `RetentionPolicy`, and the task that keeps to it. Started by the server
 (never by an operator's verb), beside everything else: each step is one short
 transaction, with a pause after it, so that no caller waits for more than one.
 
+Before it forgets, it notes which sessions have expired (`expiries`).
+
 What is removed: events beyond a count or an age, oldest first, and signed for (`audit
-verify` goes on from there); sessions some time
-after their end, unless a connection of theirs is known to be open (a live
-connection whose session is gone would be cut); workspaces long deleted; rows of
-the change feed. Never: anything that still gives or bounds a right.
+verify` goes on from there); sessions some time after their end, unless a connection of
+theirs is known to be open (a live connection whose session is gone would be cut);
+workspaces long deleted; rows of the change feed. Never: anything that still gives or
+bounds a right.
 
 SQLite uses the freed pages for what comes next: the file stays as large as the most
 it ever had to hold.
@@ -19,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, delete, func, or_, select
@@ -31,6 +33,7 @@ from runcode.controlplane.clock import Clock
 from runcode.controlplane.services import audit_chain
 from runcode.controlplane.services.audit_statements import NO_LINE, PRUNED, AuditSigner, Statement, render_now
 from runcode.controlplane.services.events import Events
+from runcode.controlplane.services.expiries import note_expired
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import (
     ChangeRow,
@@ -87,15 +90,15 @@ class Retention:
     async def prune(self) -> int:
         """Remove all that is too old or too many; returns how many rows. Raises RunCodeError."""
         now, policy, removed = self._clock.now(), self._policy, 0
+        await self._note_expired(now)
         last_event = await self._find_last_event_to_go(now)
         if last_event is not None:
             removed += await self._prune_events(last_event)
         ended_before = now - policy.ended_sessions_for
-        connected = await self._events.find_connected_sessions()
         ended: list[ColumnElement[bool]] = [
             or_(SessionRow.revoked_at < ended_before, SessionRow.expires_at < ended_before),
         ]
-        removed += await self._remove(SessionRow.id, ended, _delete_sessions, keep=connected)
+        removed += await self._remove(SessionRow.id, ended, _delete_sessions, keep=self._events.find_connected_sessions)
         gone: list[ColumnElement[bool]] = [
             WorkspaceRow.deleted_at < now - policy.deleted_workspaces_for,
             ~select(SessionRow.id).where(SessionRow.workspace_id == WorkspaceRow.id).exists(),
@@ -105,6 +108,15 @@ class Retention:
         # The newest row stays: a follower's cursor is compared with it.
         old: list[ColumnElement[bool]] = [ChangeRow.at < now - policy.changes_for, ChangeRow.id < newest]
         return removed + await self._remove(ChangeRow.id, old, _delete_changes)
+
+    async def _note_expired(self, now: datetime.datetime) -> None:
+        """Before they can go: their end is a record as their beginning was."""
+        while True:
+            async with self._store.write() as session:
+                noted = await note_expired(session, now, self._policy.rows_per_step)
+            if noted < self._policy.rows_per_step:
+                return
+            await asyncio.sleep(self._policy.pause_s)
 
     async def _find_last_event_to_go(self, now: datetime.datetime) -> int | None:
         """Oldest first, whatever it is: an id up to which all goes. What has no end yet is ended by its gateway."""
@@ -154,16 +166,19 @@ class Retention:
         which: Sequence[ColumnElement[bool]],
         remove: Callable[[AsyncSession, Sequence[int]], Awaitable[None]],
         *,
-        keep: set[int] | None = None,
+        keep: Callable[[Collection[int]], Awaitable[set[int]]] | None = None,
     ) -> int:
         """Rows that meet `which`, oldest first, some at a time. `which` is looked at again under the write lock."""
         removed, after = 0, 0
         while True:
-            async with self._store.write() as session:
-                query = select(column).where(*which, column > after).order_by(column).limit(self._policy.rows_per_step)
+            query = select(column).where(*which, column > after).order_by(column).limit(self._policy.rows_per_step)
+            async with self._store.read() as session:
                 ids = list(await session.scalars(query))
-                going = [number for number in ids if keep is None or number not in keep]
-                if going:
+            kept = await keep(ids) if keep is not None and ids else set[int]()
+            going = [number for number in ids if number not in kept]
+            if going:
+                async with self._store.write() as session:
+                    going = list(await session.scalars(select(column).where(*which, column.in_(going))))
                     await remove(session, going)
             removed += len(going)
             if len(ids) < self._policy.rows_per_step:

@@ -12,7 +12,7 @@ Guarantee: an address is judged as the number that a resolver would make of it,
 in any spelling; what is neither an address nor a plain host name has no
 destination.
 
-Source: RFC 4254 §7; inet_aton(3); RFC 4291 §2.5.5, RFC 3056, RFC 6052, RFC 4380.
+Source: RFC 4254 §7; inet_aton(3); RFC 4291 §2.5.5, RFC 3056, RFC 4380, RFC 5214, RFC 6052, RFC 7915, RFC 8215.
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ _NEVER_NAMES = frozenset(
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_][A-Za-z0-9_-]*)*", re.ASCII)
 _PART = re.compile(r"0[xX][0-9A-Fa-f]*|[0-9]+", re.ASCII)
 _HOST_MAX = 253
-_NAT64 = ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48")
+# An IPv4 address is the last 32 bits: NAT64, and translation without state.
+_TRANSLATED = tuple(ipaddress.ip_network(text) for text in ("64:ff9b::/96", "64:ff9b:1::/48", "::ffff:0:0:0/96"))
+_LOCAL_NAT64 = ipaddress.ip_network("64:ff9b:1::/48")
+_ISATAP = (0x00005EFE, 0x02005EFE)
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,15 @@ def _find_embedded(address: _Address) -> list[_Address]:
     if isinstance(address, ipaddress.IPv4Address):
         return []
     found: list[_Address | None] = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-    if (int(address) >> 32 == 0 and int(address) > 1) or any(address in network for network in _NAT64):
+    if address in _LOCAL_NAT64:
+        # Whoever runs it chose how long its prefix is, and with that the place (RFC 6052 §2.2).
+        raw = address.packed
+        found += [ipaddress.IPv4Address(part) for part in (raw[6:8] + raw[9:11], raw[7:8] + raw[9:12], raw[9:13])]
+    if (
+        (int(address) >> 32 == 0 and int(address) > 1)
+        or int(address) >> 32 & 0xFFFFFFFF in _ISATAP
+        or any(address in network for network in _TRANSLATED)
+    ):
         found.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
     return [each for each in found if each is not None]
 

@@ -55,6 +55,15 @@ def describe(command: str) -> str | None:
     return f"runcode {verb} {quote(arguments[_PATH_AT])}" if has_path else f"runcode {verb}"
 
 
+def measure_script(command: bytes) -> int:
+    """How many bytes of our own a command begins with: one of our scripts, to the letter; else 0.
+
+    Cheap, for whoever bounds what is kept of a command: arguments of anybody's may follow, so it is `describe` that
+    says whether the command is a call of ours.
+    """
+    return next((len(start) for start in _starts() if command.startswith(start)), 0)
+
+
 class _AgentsCall(Value):
     """One tool's script: `words` as rendered once, which of them are free text, and which one is told."""
 
@@ -122,6 +131,11 @@ def _parse_script(command: str) -> tuple[str, list[str]] | None:
         return None
     script, arguments = argv[3], argv[5:]
     return (script, arguments) if render_script(script, *arguments) == command else None
+
+
+@functools.cache
+def _starts() -> tuple[bytes, ...]:
+    return tuple(render_script(script).encode() for script in _verbs())
 
 
 @functools.cache

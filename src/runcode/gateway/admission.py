@@ -39,7 +39,8 @@ class AdmissionPolicy:
     """What the operator allows. Times are in seconds.
 
     `source_networks` empty means: from anywhere. `feed_silence_s` is how long the
-    change feed may say nothing before nobody new is let in.
+    change feed may say nothing before nobody new is let in. `max_connections` and its
+    parts count who has authenticated, on this one gateway.
     """
 
     source_networks: tuple[IPNetwork, ...] = ()
@@ -49,6 +50,9 @@ class AdmissionPolicy:
     workspace_timeout_s: float = 20.0
     max_unauthenticated: int = 256
     max_unauthenticated_per_source: int = 128
+    max_connections: int = 16_384
+    max_connections_per_source: int = 8_192
+    max_connections_per_user: int = 4_096
     max_auth_requests: int = 20
     max_early_bytes: int = 256 * 1024
     rekey_bytes: int = 1 << 30

@@ -12,7 +12,7 @@ import inspect
 
 import asyncssh
 from asyncssh import constants
-from asyncssh.connection import SSHConnection, SSHServerConnection
+from asyncssh.connection import SSHClientConnection, SSHConnection, SSHServerConnection
 from asyncssh.encryption import GCMEncryption
 
 from runcode.core.errors import RunCodeError
@@ -46,6 +46,7 @@ _METHODS: tuple[tuple[type, str, tuple[str, ...]], ...] = (
     (SSHConnection, "data_received", ("data", "datatype")),
     (SSHConnection, "log_sent_packet", ("pkttype", "pktid", "packet", "note")),
     (SSHConnection, "log_received_packet", ("pkttype", "pktid", "packet", "note")),
+    (SSHClientConnection, "try_next_auth", ("next_method",)),
     (SSHServerConnection, "reload_config", ()),
     (SSHServerConnection, "validate_public_key", ("username", "key_data", "msg", "signature")),
 )
@@ -67,6 +68,7 @@ _ATTRIBUTES = (
     "_max_recv_pktlen",
     "_next_recv_encryption",
     "_packet",
+    "_pktlen",
     "_protocol_factory",
     "_recv_encryption",
     "_recv_handler",
@@ -88,6 +90,7 @@ _ATTRIBUTES = (
 )
 _CONSTANTS = {
     "MSG_IGNORE": asyncssh_relay.MSG_IGNORE,
+    "MSG_KEXINIT": asyncssh_legs.MSG_KEXINIT,
     "MSG_USERAUTH_REQUEST": asyncssh_legs.MSG_USERAUTH_REQUEST,
     "MSG_KEX_LAST": 49,
     "MSG_NEWKEYS": asyncssh_relay.MSG_NEWKEYS,

@@ -7,7 +7,9 @@ What it changes in asyncssh: `_force_close` aborts the socket and throws queued
 packets away (7 of 80 exit statuses were lost so). Here a leg shuts its writing half
 and goes on reading, and throws away what it reads, until the peer closes too or the
 time is up: a socket that is closed with unread bytes in it makes the kernel send
-RST, and the peer may lose the last words that it has not read yet.
+RST, and the peer may lose the last words that it has not read yet. What it cannot
+read is an internal error to asyncssh in some places (a message without a number, a
+text that is not ASCII); here it is always the peer's.
 
 Threat: a peer that never closes, to keep sockets open, or sends on without end: time
 and bytes are bounded, and the time is short for strangers and for those who are cut.
@@ -29,6 +31,7 @@ from typing import Any
 
 import asyncssh
 from asyncssh.connection import SSHConnection
+from asyncssh.packet import PacketDecodeError
 
 from runcode.core.terminal import printable
 from runcode.gateway.relay import Leg
@@ -39,6 +42,7 @@ LINGER_S = 5.0
 STRANGER_LINGER_S = 1.0
 _CUT_LINGER_S = 0.3
 LINGER_MAX_S = 60.0
+_UNREADABLE = (PacketDecodeError, UnicodeDecodeError)
 # What a peer may still send behind our last word: more than any client's windows let it have under way.
 _THROWN_AWAY_MAX = 64 * 1024 * 1024
 
@@ -118,8 +122,12 @@ class EndingConnection(SSHConnection):
         self._force_close(error)
 
     def internal_error(self, exc_info: Any = None, error_logger: Any = None) -> None:
-        # Not the exception's text: it may hold the peer's bytes.
         kind = (exc_info or sys.exc_info())[0]
+        if kind is not None and issubclass(kind, _UNREADABLE):
+            _log.info("the %s leg sent what cannot be read", self.side.value)
+            self._end_for(asyncssh.ProtocolError("Malformed message"))
+            return
+        # Not the exception's text: it may hold the peer's bytes.
         _log.error("the %s leg was dropped by an error: %s", self.side.value, getattr(kind, "__name__", "unknown"))
         super().internal_error(exc_info, error_logger)
 
@@ -129,6 +137,8 @@ class EndingConnection(SSHConnection):
             return
         self._flush()
         self._transport = None
+        # Nothing that came behind the end is looked at any more.
+        self._inpbuf = b""
         self._lingering = transport
         if exc is not None:
             self._end_reason = printable(str(exc), limit=120)

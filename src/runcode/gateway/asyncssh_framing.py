@@ -116,6 +116,8 @@ class FramedConnection(RelayedConnection, asyncio.BufferedProtocol):
                 framing.buffer[start:_PARTIAL_ROOM] = partial
                 self._partial = bytearray()
             self._read_frames(framing.buffer, start, _PARTIAL_ROOM + nbytes)
+            if self._write_paused:
+                self._update_reading()
 
     @property
     def _is_busy(self) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import socket
+import types
 from collections.abc import Awaitable, Sequence
 from typing import Any, Protocol, cast
 
@@ -29,7 +30,10 @@ from runcode.gateway.client_certificates import is_certificate, read_certificate
 from runcode.gateway.packets import MalformedPacket
 from runcode.gateway.relay import Leg
 
+MSG_KEXINIT = 20
 MSG_USERAUTH_REQUEST = 50
+# The first, and any that RFC 4253 §9 lets a client ask for; no known one asks for another that early.
+_KEY_EXCHANGES_BEFORE_AUTH = 3
 # SHA-1 signatures (`ssh-rsa`) are not among them; asyncssh would verify those too.
 SIGNATURE_ALGORITHMS = (
     "ssh-ed25519",
@@ -39,6 +43,9 @@ SIGNATURE_ALGORITHMS = (
     "rsa-sha2-256",
     "rsa-sha2-512",
 )
+
+# No message names it: what a box confirms is compared with it, and is another key.
+_NO_KEY_YET = types.SimpleNamespace(algorithm=None, public_data=None)
 
 
 class KeyJudge(Protocol):
@@ -77,6 +84,7 @@ class ClientLeg(FramedConnection, SSHServerConnection):
         self._judge = judge
         self._told_source = source
         self._auth_requests_left = max_auth_requests
+        self._key_exchanges_left = _KEY_EXCHANGES_BEFORE_AUTH
         self._let_in = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -106,6 +114,11 @@ class ClientLeg(FramedConnection, SSHServerConnection):
                 raise asyncssh.DisconnectError(
                     asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "Too many authentication failures"
                 )
+        elif pkttype == MSG_KEXINIT and not self._auth_complete:
+            self._key_exchanges_left -= 1
+            if self._key_exchanges_left < 0:
+                # A stranger's costs more than a connection's other bytes: signing, and a fresh key.
+                raise asyncssh.ProtocolError("Too many key exchanges before authentication")
         return super().process_packet(pkttype, pktid, packet)
 
     async def validate_public_key(self, username: str, key_data: bytes, msg: bytes, signature: bytes) -> bool:
@@ -140,6 +153,12 @@ class BoxLeg(FramedConnection, SSHClientConnection):
         # Before authentication asyncssh itself refuses every message that is relayed.
         self.relay_to(owner)
 
+    def try_next_auth(self, *, next_method: bool = False) -> None:
+        super().try_next_auth(next_method=next_method)
+        # asyncssh chooses its key in a task; a box that says before that that the key is good has been asked nothing.
+        if self._auth is not None and not hasattr(self._auth, "_keypair"):
+            cast(Any, self._auth)._keypair = _NO_KEY_YET
+
     async def wait_authenticated(self) -> None:
         """Raises asyncssh.Error or OSError when the peer is not the pinned one, or refuses us."""
         assert self._waiter is not None
@@ -164,7 +183,15 @@ def options_for_box(
     options.client_keys = list(key_pairs)
     options.known_hosts = ([host_key], [], [], [], [], [], [])
     options.waiter = waiter
+    # Who waits may be cancelled in the very turn of the loop in which the leg ends.
+    waiter.add_done_callback(_look_at)
     return options
+
+
+def _look_at(waiter: asyncio.Future[None]) -> None:
+    """Else asyncio complains in the log that nobody did."""
+    if not waiter.cancelled():
+        waiter.exception()
 
 
 def _watch_for_dead_peer(sock: Any) -> None:

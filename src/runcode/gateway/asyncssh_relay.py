@@ -12,9 +12,11 @@ What it changes in asyncssh 2.24.1, and why:
 - every packet is formatted for a debug log; that is left out.
 - nothing bounds the packets that wait while keys are renewed; here the other
   leg stops reading, and there is a hard limit.
+- a packet's length may say that it is shorter than its own header.
 
 Threat: a peer that starts a key exchange and never ends it, or sends data inside
-one (RFC 4253 §7.1), or never reads.
+one (RFC 4253 §7.1), or never reads: neither the data for it nor the answers to what
+it goes on asking.
 """
 
 from __future__ import annotations
@@ -39,12 +41,16 @@ MSG_IGNORE = 2
 MSG_NEWKEYS = 21
 _EMPTY = String(b"")
 PACKET_MAX_BEFORE_AUTH = 40_000
+# RFC 4253 §6: 16 bytes, the length field itself included.
+_PACKET_MIN = 12
 PACKET_MAX = 256 * 1024
 _READ_SLICE = 64 * 1024
 _WRITE_HIGH_WATER = 256 * 1024
 _DEFERRED_SOFT = 256 * 1024
 _DEFERRED_HARD = 16 * 1024 * 1024
 _REKEY_TIMEOUT_S = 60.0
+# What may wait for a peer that goes on sending and reads nothing, beside what the other leg's own hold-up lets through.
+_UNREAD_MAX = 1024 * 1024
 
 
 class LegOwner(Protocol):
@@ -124,6 +130,8 @@ class RelayedConnection(EndingConnection):
             self._recv_data()
 
     def _recv_data(self) -> None:
+        if self._transport is None:
+            return  # asyncssh goes on after a message that it took a task for, even if that one ended the connection
         peer = self.peer
         if peer is None or peer._corked is not None:
             super()._recv_data()
@@ -134,6 +142,12 @@ class RelayedConnection(EndingConnection):
             super()._recv_data()
         finally:
             peer._flush()
+
+    def _recv_pkthdr(self) -> bool:
+        was_read = super()._recv_pkthdr()
+        if was_read and self._pktlen < _PACKET_MIN:
+            raise asyncssh.ProtocolError("Packet too short")
+        return was_read
 
     def process_packet(self, pkttype: int, pktid: int, packet: SSHPacket) -> bool | Awaitable[None]:
         if pkttype < packets.GLOBAL_REQUEST:
@@ -244,11 +258,19 @@ class RelayedConnection(EndingConnection):
 
     def resume_writing(self) -> None:
         self._write_paused = False
+        self._update_reading()
         if self.peer is not None:
             self.peer._update_reading()
 
+    def _leaves_answers_unread(self) -> bool:
+        """Has the peer been sent more than it takes? Before authentication all of that are answers of ours."""
+        transport = self._transport
+        if not self._write_paused or transport is None:
+            return False
+        return self.owner is None or transport.get_write_buffer_size() > _UNREAD_MAX
+
     def _update_reading(self) -> None:
-        """Stop reading this leg while the other one cannot take more.
+        """Stop reading this leg while the other one cannot take more, or its own peer does not read our answers.
 
         A leg that renews its own keys is read on, or two renewals could wait for
         each other for ever; the hard limit bounds what gathers meanwhile.
@@ -256,9 +278,13 @@ class RelayedConnection(EndingConnection):
         peer, transport = self.peer, self._transport
         if transport is None:
             return
-        held = self._is_held() or (
-            peer is not None
-            and (peer._write_paused or (peer._deferred_bytes > _DEFERRED_SOFT and not self._is_rekeying))
+        held = (
+            self._is_held()
+            or self._leaves_answers_unread()
+            or (
+                peer is not None
+                and (peer._write_paused or (peer._deferred_bytes > _DEFERRED_SOFT and not self._is_rekeying))
+            )
         )
         if held != self._reading_held:
             self._reading_held = held

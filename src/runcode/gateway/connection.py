@@ -24,6 +24,7 @@ from runcode.gateway.directory import Directory
 from runcode.gateway.journal import ConnectionJournal
 from runcode.gateway.lobby import Lobby
 from runcode.gateway.recorder import EventRecorder
+from runcode.gateway.refusals import RefusalTally
 from runcode.gateway.registry import ConnectionRegistry
 from runcode.gateway.watcher import ChangeWatcher
 from runcode.gateway.workspace_leg import WorkspaceDialer, WorkspaceUnreachable
@@ -48,6 +49,7 @@ class GatewayContext:
     dialer: WorkspaceDialer
     lobby: Lobby
     recorder: EventRecorder
+    refusals: RefusalTally
 
 
 class GatewayConnection:
@@ -86,9 +88,12 @@ class GatewayConnection:
         """Take over the client's packets, and set out for the workspace."""
         self._journal.opened()
         self._leg.relay_to(self._bridge)
-        if self.route.obstacle is not None:
-            _log.info("connection %s: %s", self._name, self.route.obstacle)
-            self._bridge.finish(self.route.obstacle)
+        obstacle = self.route.obstacle or self._context.registry.find_no_room(
+            self.offer, self.route, self._context.policy
+        )
+        if obstacle is not None:
+            _log.info("connection %s: %s", self._name, obstacle)
+            self._bridge.finish(obstacle)
             return
         self._context.registry.enter(self)
         self._age_timer = asyncio.get_running_loop().call_later(

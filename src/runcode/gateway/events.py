@@ -22,6 +22,7 @@ COMMAND: Final = "command"
 FORWARD: Final = "forward"
 DROPPED: Final = "dropped"
 USED: Final = "used"
+REFUSED: Final = "refused"
 
 START: Final = "start"
 END: Final = "end"
@@ -45,6 +46,8 @@ class GatewayEvent:
     - forward: `form` (the SSH channel or request type), `target`, `opened_by`; end:
       `outcome` (closed, refused, lost), `bytes_up`, `bytes_down`
     - dropped: `count` of events that never reached the queue's front
+    - refused: `count` connections that were let in nowhere, `reason`, and `source` where it is one address. Of
+      several within a minute, one event
     - used: nothing; a connection to `workspace_id` carried data, opened or closed a
       channel at that moment. Told at most once a minute for each workspace
     """

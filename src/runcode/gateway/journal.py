@@ -22,6 +22,7 @@ import hashlib
 from collections import deque
 from collections.abc import Callable
 
+from runcode.core.remote_calls import measure_script
 from runcode.core.terminal import printable
 from runcode.gateway.admission import Offer, Route
 from runcode.gateway.events import COMMAND, CONNECTION, END, FORWARD, START, Detail, GatewayEvent
@@ -141,7 +142,7 @@ class ConnectionJournal:
         log.programs.append(program)
         self._start(
             program,
-            text=render_text(text, TEXT_HEAD, TEXT_TAIL),
+            text=_render_command(text),
             text_bytes=len(text),
             text_sha256=hashlib.sha256(text).hexdigest(),
         )
@@ -245,6 +246,12 @@ class ConnectionJournal:
                 user_id=session.user_id,
             )
         )
+
+
+def _render_command(raw: bytes) -> str:
+    """Scripts of our own client are no part of what is bounded: whoever keeps the event takes them out again."""
+    own = measure_script(raw)
+    return render_text(raw, own + TEXT_HEAD, TEXT_TAIL) if own else render_text(raw, TEXT_HEAD, TEXT_TAIL)
 
 
 def render_text(raw: bytes, head: int, tail: int = 0) -> str:

@@ -1,19 +1,22 @@
 """The live connections, and cutting those that lost their right.
 
-Owns: which connections are open, found by workspace, session or user. Never:
-decides (`admission` does) or talks SSH. Called by `connection` (enter, leave)
-and by `watcher` (who is touched by a change).
+Owns: which connections are open, found by workspace, session or user, and whether
+there is room for one more. Never: decides who may pass (`admission` does) or talks
+SSH. Called by `connection` (enter, leave) and by `watcher` (who is touched by a change).
+
+Threat: someone with a good key opens connections until nobody else gets one.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
-from runcode.gateway.admission import Offer, Route
+from runcode.gateway.admission import AdmissionPolicy, Offer, Route
 from runcode.gateway.directory import ChangeBatch
+from runcode.gateway.lobby import find_network
 
 
 class LiveConnection(Protocol):
@@ -47,6 +50,7 @@ class ConnectionRegistry:
         self._carried_before = (0, 0)
         self._empty = asyncio.Event()
         self._empty.set()
+        self._sources: Counter[str] = Counter()
         self._by_name: defaultdict[tuple[str, int], set[LiveConnection]] = defaultdict(set)
 
     def __len__(self) -> int:
@@ -70,7 +74,19 @@ class ConnectionRegistry:
     async def wait_empty(self) -> None:
         await self._empty.wait()
 
+    def find_no_room(self, offer: Offer, route: Route, policy: AdmissionPolicy) -> str | None:
+        """Why there is no place for one more like this, in words for a person; None when there is."""
+        if len(self._all) >= policy.max_connections:
+            return "the gateway has no room for another connection: try again later"
+        if self._sources[find_network(offer.source)] >= policy.max_connections_per_source:
+            return "there are too many connections from this address: close some of them"
+        if len(self._by_name.get(("user", route.session.user_id), ())) >= policy.max_connections_per_user:
+            return "this user has too many connections: close some of them"
+        return None
+
     def enter(self, connection: LiveConnection) -> None:
+        if connection not in self._all:
+            self._sources[find_network(connection.offer.source)] += 1
         self._all.add(connection)
         self._empty.clear()
         for name in _names(connection):
@@ -81,6 +97,10 @@ class ConnectionRegistry:
         if connection in self._all:
             up, down = connection.carried
             self._carried_before = (self._carried_before[0] + up, self._carried_before[1] + down)
+            source = find_network(connection.offer.source)
+            self._sources[source] -= 1
+            if not self._sources[source]:
+                del self._sources[source]
         self._all.discard(connection)
         if not self._all:
             self._empty.set()

@@ -30,6 +30,7 @@ from runcode.gateway.doorstep import Doorstep, Network
 from runcode.gateway.events import NOTE, USED, EventSink, GatewayEvent, NoSink
 from runcode.gateway.lobby import Lobby
 from runcode.gateway.recorder import EventRecorder, new_subject_id
+from runcode.gateway.refusals import RefusalTally
 from runcode.gateway.registry import ConnectionRegistry
 from runcode.gateway.spool import EventSpool
 from runcode.gateway.ssh_server import ClientCallbacks
@@ -99,6 +100,7 @@ class GatewayServer:
         self._connect_unix = connect_unix
         self._clock = clock or (lambda: datetime.datetime.now(datetime.timezone.utc))
         self._recorder = EventRecorder(events or NoSink(), gateway=name, clock=self._clock, spool=spool)
+        self._refusals = RefusalTally(self._recorder.put, self._clock)
         self._spool = spool
         self._balancers = tuple(balancers)
         self._usage = UsageWatch(self._registry, report=self._report_use)
@@ -142,6 +144,7 @@ class GatewayServer:
             ),
             lobby=self._lobby,
             recorder=self._recorder,
+            refusals=self._refusals,
         )
         self._listener = await asyncio.get_running_loop().create_server(
             lambda: self._make_doorstep(options, context), sock=listener, backlog=_BACKLOG
@@ -164,6 +167,7 @@ class GatewayServer:
         await self._wait_until_empty(1.0)
         await self._watcher.close()
         await self._usage.close()
+        self._refusals.tell()
         await self._recorder.close()
         framing = self._framing
         _log.info(

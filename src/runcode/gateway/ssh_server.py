@@ -32,7 +32,9 @@ from runcode.gateway.admission import Offer, Refusal, Route, admit
 from runcode.gateway.asyncssh_legs import ClientLeg
 from runcode.gateway.client_certificates import ClientCertificate, is_certificate, read_certificate
 from runcode.gateway.connection import TRY_AGAIN, GatewayConnection, GatewayContext
+from runcode.gateway.directory import AdmissionFacts
 from runcode.gateway.packets import MalformedPacket
+from runcode.gateway.refusals import TOO_MANY_STRANGERS, RefusedConnection
 
 _log = logging.getLogger(__name__)
 
@@ -48,12 +50,16 @@ class ClientCallbacks(asyncssh.SSHServer):
         self._request = 0
         self._admitted: tuple[Offer, Route] | None = None
         self._connection: GatewayConnection | None = None
+        # The most telling refusal so far: of a key that has a session here, else the last.
+        self._refused: RefusedConnection | None = None
 
     # -- the socket ---------------------------------------------------------
 
     def admit_socket(self, source: str) -> bool:
         self._source = source
         self._waits_in_lobby = self._context.lobby.enter(source)
+        if not self._waits_in_lobby:
+            self._context.refusals.note(RefusedConnection(source=_render_source(source), reason=TOO_MANY_STRANGERS))
         return self._waits_in_lobby
 
     def socket_closed(self) -> None:
@@ -71,6 +77,9 @@ class ClientCallbacks(asyncssh.SSHServer):
     def connection_lost(self, exc: Exception | None) -> None:
         if self._connection is not None:
             self._connection.ended()
+        elif self._refused is not None:
+            # One of its keys may have been good: what counts is the connection that came to nothing.
+            self._context.refusals.note(self._refused)
         elif exc is not None:
             _log.info("a stranger from %s left: %s", printable(self._source, limit=64), type(exc).__name__)
 
@@ -116,6 +125,8 @@ class ClientCallbacks(asyncssh.SSHServer):
             feed_age_s=self._context.watcher.feed_age_s,
         )
         if isinstance(decision, Refusal):
+            if self._refused is None or self._refused.session_id is None:
+                self._refused = _describe_refusal(self._source, facts, decision)
             _log.info(
                 "refused %s with %s from %s: %s",
                 printable(username, limit=64),
@@ -142,6 +153,25 @@ class ClientCallbacks(asyncssh.SSHServer):
             return
         self._connection = GatewayConnection(self._context, leg, *admitted)
         self._connection.begin()
+
+
+def _describe_refusal(source: str, facts: AdmissionFacts, refusal: Refusal) -> RefusedConnection:
+    """For those who may see the workspace: whose session it is only if it is one of this workspace."""
+    workspace, session = facts.workspace, facts.session
+    if workspace is None:
+        return RefusedConnection(source=_render_source(source), reason=refusal.reason)
+    ours = session is not None and session.workspace_id == workspace.workspace_id
+    return RefusedConnection(
+        source=_render_source(source),
+        reason=refusal.reason,
+        workspace_id=workspace.workspace_id,
+        session_id=session.session_id if session is not None and ours else None,
+        user_id=session.user_id if session is not None and ours else None,
+    )
+
+
+def _render_source(source: str) -> str:
+    return printable(source, limit=64)
 
 
 def _read_key(key_blob: bytes) -> tuple[ClientCertificate | None, str]:

@@ -106,6 +106,8 @@ def _what(record: ActivityRecord) -> str:
         return f"{detail.get('form')} {detail.get('target') or ''}"
     if record.kind == "dropped":
         return f"{detail.get('count')} events were not recorded"
+    if record.kind == "refused":
+        return f"{detail.get('count')} × {detail.get('reason')}, from {detail.get('source') or 'several addresses'}"
     # One line, whatever the command is: a newline is a space here, and itself in the JSON.
     text = str(detail.get("text") or "")
     # What our own client was asked for is kept without its wrapper, and stands for itself.

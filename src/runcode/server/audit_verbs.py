@@ -18,6 +18,7 @@ from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.services.audit_statements import load_verifier
 from runcode.controlplane.services.audit_verification import Report, verify
 from runcode.controlplane.store.models import EventRow
+from runcode.core.errors import RunCodeError
 from runcode.core.terminal import printable
 from runcode.server.data_folder import DataFolder
 from runcode.server.rendering import Answer
@@ -29,6 +30,12 @@ async def verify_audit(plane: ControlPlane, folder: DataFolder, options: Namespa
     """Exit status 1 when anything was found."""
     key = Path(options.public_key) if options.public_key else folder.audit_key.with_name("audit_ed25519.pub")
     checkpoints = Path(options.checkpoints) if options.checkpoints else folder.checkpoints
+    if not options.checkpoints and not checkpoints.exists():
+        raise RunCodeError(
+            "not_found",
+            f"no checkpoint vouches yet: there is no {checkpoints}",
+            resolution="`up` writes the first; before that, or when they lie elsewhere: --checkpoints FILE",
+        )
     found = await verify(plane.store, load_verifier(key), checkpoints, _tell_progress)
     value = {"ok": found.ok, **asdict(found)}
     return Answer(value=value, text=_render(found), exit_status=0 if found.ok else 1)

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from runcode.core.errors import RunCodeError
-from runcode.server.data_folder import KEY_NAMES, fsync_folder, translated_os_errors
+from runcode.server.data_folder import KEY_NAMES, fsync_folder, is_key_name, translated_os_errors
 
 FORMAT = 1
 _MANIFEST, _CHECKSUMS = "manifest.json", "checksums.json"
@@ -123,8 +123,8 @@ def reading(path: Path, scratch: Path) -> Iterator[Backup]:
             (folder / part).mkdir(mode=0o700)
         try:
             found = _unpack(path, folder)
-        # A ValueError is JSON's.
-        except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
+        # The last two are JSON's: of what is none, and of what nests without end.
+        except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error, ValueError, RecursionError) as error:
             raise _damaged(path, "it is cut short, or was never whole") from error
         manifest = _load_small(path, folder / _MANIFEST, found)
         if manifest.get("format") != FORMAT or not isinstance(manifest.get("schema"), str):
@@ -148,7 +148,7 @@ def _unpack(path: Path, folder: Path) -> dict[str, str]:
             if entry.name == _CHECKSUMS:
                 told = json.loads(content.read(_SMALL_BYTES))
                 continue
-            if entry.name != _MANIFEST and _TABLE.fullmatch(entry.name) is None and entry.name not in _key_members():
+            if entry.name != _MANIFEST and _TABLE.fullmatch(entry.name) is None and not _is_key_member(entry.name):
                 raise _damaged(path, "it holds what no backup holds")
             digest = hashlib.sha256()
             with (folder / entry.name).open("xb") as file:
@@ -158,19 +158,19 @@ def _unpack(path: Path, folder: Path) -> dict[str, str]:
             found[entry.name] = digest.hexdigest()
     if told is None:
         raise _damaged(path, "its end is missing")
-    if told != found or not {_MANIFEST, *_key_members()} <= set(found):
+    if told != found or not {_MANIFEST, *(f"keys/{name}" for name in KEY_NAMES)} <= set(found):
         raise _damaged(path, "a checksum does not fit")
     return found
 
 
-def _key_members() -> set[str]:
-    return {f"keys/{name}" for name in KEY_NAMES}
+def _is_key_member(name: str) -> bool:
+    return name.startswith("keys/") and is_key_name(name.removeprefix("keys/"))
 
 
 def _load_small(path: Path, file: Path, found: dict[str, str]) -> dict[str, Any]:
     try:
         value = json.loads(file.read_bytes()[:_SMALL_BYTES])
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(path, "its manifest cannot be read") from error
     if not isinstance(value, dict):
         raise _damaged(path, "its manifest cannot be read")

@@ -29,7 +29,7 @@ from runcode.controlplane.store.location import PostgresUrl
 from runcode.controlplane.store.sqlite_database import make_at
 from runcode.core.errors import RunCodeError
 from runcode.server.backup_file import Backup, reading, writing
-from runcode.server.data_folder import KEY_NAMES, DataFolder
+from runcode.server.data_folder import DataFolder, list_installation_keys
 from runcode.server.rendering import Answer, render_time
 
 
@@ -79,7 +79,7 @@ def _write(engine: Engine, folder: DataFolder, path: Path, manifest: dict[str, A
                 connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
             schema = portable.find_schema(connection)
             backup.add_manifest({**manifest, "schema": schema, "ids": portable.dump_ids(connection)})
-            for name in KEY_NAMES:
+            for name in list_installation_keys(folder.keys):
                 backup.add(f"keys/{name}", [(folder.keys / name).read_bytes()])
             for name in portable.list_tables():
                 backup.add(f"tables/{name}.jsonl", counted(name, portable.dump_table(connection, name)))

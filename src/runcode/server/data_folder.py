@@ -32,6 +32,10 @@ from runcode.core.errors import RunCodeError
 
 FORMAT = 1
 KEY_NAMES = ("client_ca", "workspace_ca", "gateway_host_ed25519")
+# What `ca rotate` makes beside them.
+_ROTATED_KEY = re.compile(r"client_ca-[0-9a-f]{16}", re.ASCII)
+# The audit's, both halves, from the first `up` on: what one server signed, the installation's others have to believe.
+AUDIT_KEY_NAMES = ("audit_ed25519", "audit_ed25519.pub")
 _KEY_BYTES_MAX = 16 * 1024
 _PLACE = re.compile(r"[0-9a-f]{16}", re.ASCII)
 # A first start writes under 1 MB; SQLite's WAL and the boxes' folders need room right after.
@@ -62,6 +66,10 @@ class DataFolder:
         return self.path / "audit" / "checkpoints.jsonl"
 
     @property
+    def web_base(self) -> Path:
+        return self.path / "web_base"
+
+    @property
     def audit_key(self) -> Path:
         return self.keys / "audit_ed25519"
 
@@ -81,6 +89,20 @@ class DataFolder:
         """From now on every verb on this folder finds that database. Atomic; 0600."""
         with translated_os_errors(self.database_url):
             write_private_file(self.database_url, url.conninfo + "\n")
+
+    def remember_web_base(self, base: str) -> None:
+        """Where browsers reach the server that serves from here, for links that a verb prints later."""
+        if base == self.find_web_base():
+            return
+        with translated_os_errors(self.web_base):
+            write_private_file(self.web_base, base + "\n")
+
+    def find_web_base(self) -> str | None:
+        """What the last server said; None before the first. For the operator to read, not to be trusted as safe."""
+        try:
+            return self.web_base.read_text(encoding="utf-8").strip() or None
+        except (OSError, UnicodeDecodeError):
+            return None
 
     def load_place(self) -> str:
         """This folder's own name on a database that several servers share: 16 hex digits, drawn once."""
@@ -102,8 +124,11 @@ class DataFolder:
         return place
 
     def take_keys(self, source: Path) -> None:
-        """Copy an installation's keys from another data folder's `keys`. Raises `io_error` when one is missing."""
-        for name in KEY_NAMES:
+        """Copy an installation's keys from another data folder's `keys`. Raises `io_error` when one is missing.
+
+        Without the audit's key, where no server has served yet.
+        """
+        for name in list_installation_keys(source):
             try:
                 with (source / name).open("rb") as file:
                     text = file.read(_KEY_BYTES_MAX).decode("ascii")
@@ -314,6 +339,22 @@ class DataFolder:
                 shutil.rmtree(entry)
             else:
                 entry.unlink()
+
+
+def is_key_name(name: str) -> bool:
+    """Is it one of those that an installation may have?"""
+    return name in (*KEY_NAMES, *AUDIT_KEY_NAMES) or _ROTATED_KEY.fullmatch(name) is not None
+
+
+def list_installation_keys(keys: Path) -> list[str]:
+    """What servers of one installation share: those that it always has, and what else is there of the others."""
+    found = list(KEY_NAMES)
+    with contextlib.suppress(OSError):
+        found += sorted(path.name for path in keys.iterdir() if _ROTATED_KEY.fullmatch(path.name))
+    # Half of the audit's key is none.
+    if all((keys / name).is_file() for name in AUDIT_KEY_NAMES):
+        found += AUDIT_KEY_NAMES
+    return found
 
 
 @contextlib.contextmanager

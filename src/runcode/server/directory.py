@@ -28,7 +28,7 @@ class InProcessDirectory:
             session=_session_facts(found.session),
             workspace=_workspace_facts(found.workspace),
             policy=found.policy,
-            client_authorities=self._plane.client_certificates.authorities,
+            client_authorities=await self._plane.client_certificates.load_authorities(),
         )
 
     async def sign_workspace_certificate(self, *, session_id: int, workspace_id: int, public_key: str) -> str:

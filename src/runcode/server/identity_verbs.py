@@ -28,6 +28,9 @@ from runcode.server.workspace_options import read_policy
 _DURATION = re.compile(r"([1-9][0-9]{0,5})([mhd])", re.ASCII)
 _UNITS: Final = {"m": "minutes", "h": "hours", "d": "days"}
 
+# Where a server that was told nothing serves.
+_DEFAULT_BASE: Final = "http://127.0.0.1:8080"
+
 # ---------------------------------------------------------------- users
 
 
@@ -74,12 +77,23 @@ async def enable_user(plane: ControlPlane, folder: DataFolder, options: Namespac
 
 
 async def create_sign_in_link(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:
-    base = parse_public_url(options.web_base)
+    base = _parse_base(options.web_base or folder.find_web_base() or _DEFAULT_BASE)
     link = await plane.sign_in_links.create_link(options.email)
     url = f"{base}{link.path}"
     value = {"email": link.user.email, "link": url, "expires_at": render_time(link.expires_at)}
     # The text is the link alone, on a line that can be copied.
     return Answer(value=value, text=url)
+
+
+def _parse_base(text: str) -> str:
+    try:
+        return parse_public_url(text)
+    except RunCodeError as error:
+        raise RunCodeError(
+            "usage",
+            f"{text!r} is not an address that people may sign in at",
+            resolution="name the server's with --web-base: https://HOST, or http on loopback",
+        ) from error
 
 
 async def sign_user_out(plane: ControlPlane, folder: DataFolder, options: Namespace) -> Answer:

@@ -315,7 +315,7 @@ def make_parser() -> argparse.ArgumentParser:
     link = _add_verb(user, "sign-in-link", "create_sign_in_link", "a link that signs a user's browser in, once")
     link.add_argument("email", metavar="EMAIL")
     link.add_argument(
-        "--web-base", default="http://127.0.0.1:8080", metavar="URL", help="the server's address (default: %(default)s)"
+        "--web-base", metavar="URL", help="the server's address (default: where the last `up` was reached)"
     )
     sign_out = _add_verb(user, "sign-out", "sign_user_out", "end a user's signed-in browsers, everywhere")
     sign_out.add_argument("email", metavar="EMAIL")
@@ -456,6 +456,14 @@ def make_parser() -> argparse.ArgumentParser:
     revoke = _add_verb(gateway, "revoke", "revoke_gateway", "let a gateway ask nothing any more")
     revoke.add_argument("name", metavar="NAME")
     _add_gateway_run(gateway)
+
+    authority = _add_noun(nouns, "ca", "the authorities that sign certificates")
+    _add_verb(authority, "list", "list_authorities", "list them, with what each is good for")
+    about = "sign clients' certificates with another key from now on; what older ones signed counts until it expires"
+    _add_verb(authority, "rotate", "rotate_authority", about)
+    about = "let nobody in by an older client CA any more, and cut whoever came in by it, at once"
+    retire = _add_verb(authority, "retire", "retire_authority", about)
+    retire.add_argument("fingerprint", metavar="SHA256:…", help="as `ca list` prints it")
 
     team = _add_noun(nouns, "team", "people with whom a workspace is shared by one word")
     create = _add_verb(team, "create", "create_team", "make one")

@@ -90,7 +90,7 @@ class ControlPlaneClient:
 
     async def stream_lines(self) -> AsyncIterator[bytes]:
         """Lines of the change feed until it ends. Raises RunCodeError, also for silence and for a line too long."""
-        timeout = httpx.Timeout(_CALL_S, read=_SILENCE_S)
+        timeout = httpx.Timeout(_CALL_S, connect=_SILENCE_S, read=_SILENCE_S)
         try:
             async with self._http.stream("GET", f"{_PREFIX}/changes", timeout=timeout) as response:
                 if response.status_code != 200:

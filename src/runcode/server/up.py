@@ -219,6 +219,9 @@ async def _run(
             "admin_password": first_access.password,
             "token": first_access.token,
         }
+    with contextlib.suppress(RunCodeError):
+        # Only spares the operator an option later: a full disk must not keep anybody from serving.
+        folder.remember_web_base(front.base)
     if options.ready_file is not None:
         with translated_os_errors(options.ready_file):
             write_private_file(options.ready_file, json.dumps(facts, indent=1) + "\n")
@@ -246,7 +249,10 @@ async def _choose_client_ca(plane: ControlPlane, options: UpOptions) -> None:
         return
     authority = await load_client_authority(parse_client_ca(options.client_ca), plane.certificates.client_ca)
     trusted = () if options.trusted_client_cas is None else _read_trusted(options.trusted_client_cas)
-    plane.client_certificates.use(authority, trusted=trusted)
+    on_disk = options.client_ca == "disk"
+    if not on_disk:
+        await plane.client_authorities.note_own(authority.public_line)
+    plane.client_certificates.use(authority, trusted=trusted, follow_rotation=on_disk)
 
 
 def _read_trusted(path: Path) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ plane's services'; nothing here decides.
 from __future__ import annotations
 
 import asyncio
+import shlex
 import sys
 import time
 from argparse import Namespace
@@ -26,6 +27,7 @@ from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import Endpoint, TcpEndpoint, UnixEndpoint
 from runcode.server.activity_verbs import list_activity, list_sessions, revoke_sessions
 from runcode.server.audit_verbs import export_audit, verify_audit
+from runcode.server.authority_verbs import list_authorities, retire_authority, rotate_authority
 from runcode.server.backup_verbs import make_backup
 from runcode.server.data_folder import DataFolder
 from runcode.server.database_verbs import check as check_database
@@ -84,6 +86,7 @@ __all__ = [
     "invite_user",
     "link_identity",
     "list_activity",
+    "list_authorities",
     "list_gateways",
     "list_leases",
     "list_members",
@@ -94,10 +97,12 @@ __all__ = [
     "make_backup",
     "remove_member",
     "rename_team",
+    "retire_authority",
     "retry_workspace",
     "revoke_gateway",
     "revoke_sessions",
     "revoke_token",
+    "rotate_authority",
     "set_password",
     "show_database",
     "show_workspace",
@@ -250,6 +255,12 @@ async def unshare_workspace(plane: ControlPlane, folder: DataFolder, options: Na
 def _person_or_team(options: Namespace) -> tuple[str | None, str]:
     if (options.email is None) == (options.team is None):
         raise RunCodeError("usage", "with whom?", resolution="name an EMAIL or a --team")
+    if options.email is not None and "@" not in options.email:
+        raise RunCodeError(
+            "usage",
+            f"{options.email!r} is not an e-mail address",
+            resolution=f"name@example.org is one; a team is named with --team {shlex.quote(options.email)}",
+        )
     return options.email, options.team or ""
 
 

@@ -12,14 +12,7 @@ from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.services import audit
 from runcode.controlplane.services.refusals import NOTED, Refusals
 from runcode.controlplane.store.models import EventRow
-from support.controlplane_fakes import open_plane
-
-
-class Monotonic:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+from support.controlplane_fakes import Monotonic, open_plane
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from runcode.core import (
     remote_search,
     remote_trees,
 )
-from runcode.core.remote_calls import describe
+from runcode.core.remote_calls import describe, measure_script
 from runcode.core.remote_command import parse_exec, render_exec, render_script, render_shell
 
 NONCE = "0123456789abcdef" * 2
@@ -73,6 +73,17 @@ CALLS = {
     "runcode shell": render_shell(workdir="/w d"),
     "runcode shell --home": render_shell(workdir=None),
 }
+
+
+def test_what_is_ours_of_a_call_is_measured_by_its_first_bytes() -> None:
+    for told, command in CALLS.items():
+        own = measure_script(command.encode())
+        is_script = not told.startswith("runcode exec") and told != "runcode shell --home"
+        assert bool(own) == is_script, told
+    put = CALLS["runcode put 'it'\\''s a'"].encode()
+    assert measure_script(put[:-1]) == measure_script(put)
+    assert measure_script(put.replace(b"fail() {", b"fail() { curl evil;")) == 0
+    assert measure_script(b" " + put) == measure_script(b"") == 0
 
 
 def through_exec(words: list[str]) -> str:

@@ -9,6 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from runcode.controlplane.masking import mask_detail
+from runcode.core.remote_calls import measure_script
+from runcode.core.remote_files import RemoteFile, render_upload
 from runcode.gateway.admission import Offer, Route
 from runcode.gateway.directory import SessionFacts, WorkspaceFacts
 from runcode.gateway.events import COMMAND, CONNECTION, END, FORWARD, START, GatewayEvent
@@ -307,6 +310,27 @@ def test_the_end_of_the_connection_ends_everything_once() -> None:
     }
     assert [c["outcome"] for c in talk.commands] == ["lost"]
     assert len({e.event_id for e in talk.recorded.events}) == len(talk.recorded.events)
+
+
+def test_our_own_clients_scripts_are_kept_whole_and_nothing_else_grows_by_them() -> None:
+    """An upload's script alone is longer than what is kept of a command: cut, nobody could tell what it was."""
+    target = RemoteFile(workdir="/w", path="a b/" + "c" * 900, name="n")
+    put = render_upload("0a" * 16, target, algorithm="sha256", size=7 << 30, mode=None)
+    hostile = put.encode() + b" x" * 100_000
+    for command in (put.encode(), hostile):
+        talk = Talk()
+        talk.open()
+        talk.ask(b"exec", s(command))
+        (start,) = [event for event in talk.recorded.events if (event.kind, event.phase) == (COMMAND, START)]
+        kept = mask_detail(COMMAND, start.detail)
+        if command is hostile:
+            assert len(str(start.detail["text"])) < measure_script(hostile) + TEXT_HEAD + TEXT_TAIL + 60
+            assert len(str(kept["text"])) < TEXT_HEAD + TEXT_TAIL + 60
+            assert f"[cut: {len(hostile)} bytes in all]" in str(kept["text"])
+            assert "ours" not in kept
+        else:
+            assert start.detail["text"] == put
+            assert (kept["text"], kept["ours"]) == (f"runcode put 'a b/{'c' * 900}'", 1)
 
 
 class TestText:

@@ -107,6 +107,17 @@ class TestLobby:
         assert len(lobby) == 0
         assert lobby._waiting == {}
 
+    def test_one_network_of_ipv6_is_one_source(self) -> None:
+        lobby = Lobby(places=9, places_per_source=2)
+        near = ("2001:db8:0:1::1", "2001:db8:0:1:ffff:ffff:ffff:ffff", "2001:db8:0:1::2%eth0")
+        assert [lobby.enter(source) for source in near] == [True, True, False]
+        assert lobby.enter("2001:db8:0:2::1")
+        assert [lobby.enter(source) for source in ("::ffff:192.0.2.1", "192.0.2.1", "192.0.2.1")] == [True, True, False]
+        assert lobby.enter("192.0.2.2")
+        for source in (*near[1:], "2001:db8:0:2::9", "192.0.2.1", "::ffff:192.0.2.1", "192.0.2.2"):
+            lobby.leave(source)
+        assert lobby._waiting == {}
+
 
 class FakeLeg:
     def __init__(self, side: Leg) -> None:

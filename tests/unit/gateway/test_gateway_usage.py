@@ -14,6 +14,7 @@ class Connection:
         workspace = type("Workspace", (), {"workspace_id": workspace_id})
         session = type("Session", (), {"session_id": 1, "user_id": 1})
         self.route: Any = type("Route", (), {"workspace": workspace, "session": session})
+        self.offer: Any = type("Offer", (), {"source": "192.0.2.1"})
         self.open_channels = 1
         self.carried = (0, 0)
 

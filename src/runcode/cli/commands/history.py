@@ -31,7 +31,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--limit", type=_limit, default=50, metavar="N", help="at most N records (default: 50)")
     parser.add_argument("--session", type=_number, metavar="ID", help="of one session only")
     parser.add_argument("--since", type=_age, metavar="AGE", help="not older than that: 30m, 2h, 7d")
-    parser.add_argument("--kind", choices=("connection", "command", "forward"), help="of one kind only")
+    parser.add_argument("--kind", choices=("connection", "command", "forward", "refused"), help="of one kind only")
     return parser.parse_args(words)
 
 
@@ -119,10 +119,15 @@ def _what(record: Activity) -> str:
         return f"forward to {printable(record.target or 'somewhere', limit=64)}"
     if record.kind == "dropped":
         return f"{record.count or 'some'} records were lost"
+    if record.kind == "refused":
+        times = "" if (record.count or 1) == 1 else f" {record.count} times"
+        return f"refused{times} from {printable(record.source or 'several addresses', limit=64)}"
     return record.kind.replace("_", " ")
 
 
 def _result(record: Activity) -> str:
+    if record.kind == "refused":
+        return printable(record.reason or "", limit=80)
     if record.kind not in ("command", "connection", "forward"):
         return f"by {printable(record.by, limit=40)}" if record.by and record.by != record.email else ""
     if record.ended_at is None:

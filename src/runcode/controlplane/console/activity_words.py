@@ -18,6 +18,7 @@ from runcode.core.remote_calls import describe as describe_call
 _ACTS: Final = {
     audit.SESSION_MINTED: "Registered a key",
     audit.SESSION_REVOKED: "Revoked a session",
+    audit.SESSION_EXPIRED: "A session expired",
     audit.WORKSPACE_CREATED: "Created it",
     audit.WORKSPACE_CHANGED: "Changed its settings",
     audit.WORKSPACE_START: "Started it",
@@ -73,7 +74,9 @@ def _what(record: TimelineRecord) -> tuple[str, str, str]:
     if record.kind == "dropped":
         return f"{record.count or 0} events were not recorded", "", ""
     if record.kind == "refused":
-        return "Was refused", "", record.reason or ""
+        times = "" if (record.count or 1) == 1 else f" {record.count} times"
+        about = f"{record.reason or 'refused'}, from {record.source or 'several addresses'}"
+        return f"A connection was refused{times}", "", about
     detail = ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in sorted(record.more.items()) if value)
     return _ACTS.get(record.kind, record.kind.replace("_", " ").capitalize()), "", detail
 

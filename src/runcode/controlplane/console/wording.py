@@ -14,6 +14,7 @@ from runcode.controlplane import states
 from runcode.controlplane.records import QuotaRecord, WorkspaceRecord
 from runcode.controlplane.records import render_duration as render_time_span
 from runcode.core.bundle import render_timestamp
+from runcode.core.channel_policy import FORWARDINGS, LOOPBACK, ChannelPolicy
 from runcode.runtimes.base import SizeLimits
 
 _MINUTE: Final = 60
@@ -28,6 +29,13 @@ _TONES: Final = {
     states.DELETING: "busy",
     states.UNKNOWN: "busy",
     states.FAILED: "bad",
+}
+_FORWARDINGS: Final = {
+    "direct": "forward ports to it (-L, -D)",
+    "remote": "open ports in it (-R)",
+    "streamlocal": "forward unix sockets",
+    "agent": "bring an ssh agent (-A)",
+    "x11": "bring a display (-X)",
 }
 _SCOPES: Final = {
     states.SCOPE_READ: "see workspaces",
@@ -140,6 +148,16 @@ def describe_idle(idle_stop_after_s: int | None, default_s: int | None) -> str:
     return "never" if idle_stop_after_s == 0 else f"after {render_time_span(idle_stop_after_s)}"
 
 
+def describe_channels(policy: ChannelPolicy) -> str:
+    """What connections may do, beside shells, commands and files."""
+    allowed = [_FORWARDINGS[name] for name in FORWARDINGS if getattr(policy, name)]
+    parts = ["everything" if len(allowed) == len(FORWARDINGS) else ", ".join(allowed) or "no forwarding"]
+    parts += ["ports of the box itself only"] if policy.direct and policy.destinations == LOOPBACK else []
+    parts += [f"{policy.sessions} sessions at once"] if policy.sessions is not None else []
+    parts += [f"{policy.opens_per_minute} channels a minute"] if policy.opens_per_minute is not None else []
+    return "; ".join(parts)
+
+
 def describe_reason(name: str) -> str:
     return _REASONS.get(name, "This part of the server is not ready.")
 
@@ -190,4 +208,6 @@ FILTERS: Final[dict[str, Callable[..., Any]]] = {
     "state_help": describe_state,
     "role": _role,
     "scope": lambda scope: _SCOPES.get(scope, scope),
+    "channels": describe_channels,
+    "forwarding": lambda name: _FORWARDINGS[name],
 }

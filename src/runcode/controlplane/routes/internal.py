@@ -42,6 +42,7 @@ _WORKERS_MAX = 64
 # One for each worker, and as many again that a broken network has left half open.
 _STREAMS_MAX = 2 * _WORKERS_MAX
 _BEGINNING = re.compile(r"[0-9a-f]{0,4}", re.ASCII)
+_YEAR_MIN, _YEAR_MAX = 1970, 9000
 # The credential is looked at again so often while a stream of changes is open.
 _RECHECK_S = 1.0
 
@@ -72,7 +73,7 @@ Gateway = Annotated[GatewayRecord, Depends(authenticate_gateway)]
 async def load_facts(request: Request, plane: Plane, gateway: Gateway) -> dict[str, object]:
     body = await read_json_object(request)
     facts = await plane.admission.load_admission_facts(_text(body, "title"), _text(body, "key_fingerprint"))
-    return _render_facts(facts, plane.client_certificates.authorities)
+    return _render_facts(facts, await plane.client_certificates.load_authorities())
 
 
 @router.post("/certificate")
@@ -207,9 +208,14 @@ def _name_of(request: Request, gateway: GatewayRecord) -> str:
 
 def _text(body: dict[str, Any], name: str) -> str:
     value = body.get(name)
-    if not isinstance(value, str):
+    try:
+        # JSON can spell half a character, which no database takes.
+        raw = value.encode() if isinstance(value, str) else None
+    except UnicodeEncodeError:
+        raw = None
+    if raw is None:
         raise RunCodeError("bad_request", f"{name} is not a text")
-    return value
+    return str(value)
 
 
 def _number(body: dict[str, Any], name: str) -> int:
@@ -228,6 +234,7 @@ def _moment(raw: object) -> datetime.datetime:
         moment = datetime.datetime.fromisoformat(raw) if isinstance(raw, str) else None
     except ValueError:
         moment = None
-    if moment is None or moment.tzinfo is None:
+    # Near the ends of what a datetime holds, another zone or a minute more is an error of its own.
+    if moment is None or moment.tzinfo is None or not _YEAR_MIN <= moment.year <= _YEAR_MAX:
         raise RunCodeError("bad_request", "that is not a time with its zone")
     return moment.astimezone(datetime.timezone.utc)

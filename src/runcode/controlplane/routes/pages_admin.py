@@ -71,13 +71,14 @@ async def enable(raw_id: str, request: Request, plane: Plane, caller: SignedInAd
 
 @router.get("/sessions")
 async def show_sessions(request: Request, plane: Plane, caller: SignedInAdmin) -> Response:
+    sessions = await plane.live_sessions.list_all(caller)
     return show(
         request,
         "admin_sessions.html",
         here=ADMIN,
         tab=f"{ADMIN}/sessions",
-        sessions=await plane.live_sessions.list_all(caller),
-        connected=await plane.events.find_connected_sessions(),
+        sessions=sessions,
+        connected=await plane.events.find_connected_sessions([record.id for record in sessions]),
     )
 
 

@@ -1,7 +1,7 @@
 """API tokens as pages. HTTP in and out only.
 
 GET  /auth/cli-tokens              the caller's own, and a form for a new one
-POST /auth/cli-tokens              the new token, shown on this one answer and never again
+POST /auth/cli-tokens              the new token, shown on this one answer and never again; a reload makes no other
 POST /auth/cli-tokens/ID/revoke
 """
 
@@ -16,9 +16,11 @@ from runcode.controlplane.plane import ControlPlane
 from runcode.controlplane.records import Caller, NewToken
 from runcode.controlplane.routes.browser_io import SignedIn, find_field, find_fields, read_page_form
 from runcode.controlplane.routes.page_frame import TOKENS, PageRoute, back_to, show, status_of
+from runcode.controlplane.routes.policy_forms import read_policy
 from runcode.controlplane.routes.request_io import Plane, parse_id
-from runcode.controlplane.services.tokens import TokenBounds, parse_expiry_days, parse_scopes
+from runcode.controlplane.services.tokens import TokenBounds, draw_form_number, parse_expiry_days, parse_scopes
 from runcode.controlplane.states import SCOPE_CONNECT, SCOPE_READ, SCOPES
+from runcode.core.channel_policy import EVERYTHING
 from runcode.core.errors import RunCodeError
 
 router = APIRouter(prefix=TOKENS, route_class=PageRoute, include_in_schema=False)
@@ -30,7 +32,7 @@ _EXPIRIES: Final = (
     ("365", "in a year"),
     ("", "when it is revoked"),
 )
-_SHOWN_AT_FORM: Final = ("bad_request", "not_found")
+_SHOWN_AT_FORM: Final = ("bad_request", "not_found", "conflict")
 
 
 @router.get("")
@@ -43,17 +45,20 @@ async def create(request: Request, plane: Plane, caller: SignedIn) -> Response:
     form = await read_page_form(request)
     name, days = find_field(form, "name"), find_field(form, "expires")
     scopes, workspaces = find_fields(form, "scope"), find_fields(form, "workspace")
+    policy = EVERYTHING
     try:
+        policy = read_policy(form)
         bounds = TokenBounds(
             scopes=parse_scopes(scopes),
             workspace_ids=tuple(parse_id(raw_id) for raw_id in workspaces) or None,
             expires_at=parse_expiry_days(days, plane.clock.now()),
+            policy=policy,
         )
-        made = await plane.tokens.create_own(caller, name, bounds)
+        made = await plane.tokens.create_own(caller, name, bounds, form_number=find_field(form, "number"))
     except RunCodeError as error:
         if error.code not in _SHOWN_AT_FORM:
             raise
-        given = {"name": name, "expires": days, "scopes": scopes, "workspaces": workspaces}
+        given = {"name": name, "expires": days, "scopes": scopes, "workspaces": workspaces, "policy": policy}
         return await _tokens_page(request, plane, caller, given=given, error=error)
     # Not a redirect: what stands here this once must be kept nowhere in between.
     return await _tokens_page(request, plane, caller, made=made)
@@ -77,7 +82,7 @@ async def _tokens_page(
 ) -> Response:
     workspaces = [*await plane.workspaces.list_owned(caller), *await plane.workspaces.list_shared(caller)]
     titles = {workspace.id: workspace.title for workspace in workspaces}
-    blank = {"name": "", "expires": "30", "scopes": [SCOPE_READ, SCOPE_CONNECT], "workspaces": []}
+    blank = {"name": "", "expires": "30", "scopes": [SCOPE_READ, SCOPE_CONNECT], "workspaces": [], "policy": EVERYTHING}
     return show(
         request,
         "tokens.html",
@@ -89,6 +94,7 @@ async def _tokens_page(
         workspaces=workspaces,
         scopes=SCOPES,
         expiries=_EXPIRIES,
+        number=draw_form_number(),
         form=SimpleNamespace(**(given or blank)),
         error=error,
     )

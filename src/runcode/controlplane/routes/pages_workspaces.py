@@ -29,9 +29,11 @@ from runcode.controlplane.routes.page_frame import (
     show_part,
     status_of,
 )
+from runcode.controlplane.routes.policy_forms import read_policy
 from runcode.controlplane.routes.request_io import Plane, parse_id
 from runcode.controlplane.services.timeline import TimelineFilter
 from runcode.controlplane.states import ROLE_OWNER, ROLE_USE
+from runcode.core.channel_policy import render_policy
 from runcode.core.errors import RunCodeError
 from runcode.runtimes.base import STANDARD_SIZE
 
@@ -180,6 +182,15 @@ async def change(raw_id: str, request: Request, plane: Plane, caller: SignedIn) 
     return back_to(f"{WORKSPACES}/{workspace.id}", "saved")
 
 
+@router.post("/{raw_id}/connections")
+async def change_policy(raw_id: str, request: Request, plane: Plane, caller: SignedIn) -> Response:
+    """What connections to it may do; those that were opened under a wider policy are cut."""
+    form = await read_page_form(request)
+    policy = render_policy(read_policy(form))
+    workspace = await plane.workspaces.update_workspace(parse_id(raw_id), policy=policy, caller=caller)
+    return back_to(f"{WORKSPACES}/{workspace.id}", "saved")
+
+
 @router.post("/{raw_id}/share")
 async def share(raw_id: str, request: Request, plane: Plane, caller: SignedIn) -> Response:
     form = await read_page_form(request)
@@ -221,10 +232,11 @@ async def revoke(raw_id: str, raw_session: str, request: Request, plane: Plane, 
 
 
 async def _load_sessions(plane: ControlPlane, workspace: WorkspaceRecord, caller: Caller) -> dict[str, Any]:
+    sessions = await plane.live_sessions.list_of_workspace(workspace.id, caller)
     return {
         "workspace": workspace,
-        "sessions": await plane.live_sessions.list_of_workspace(workspace.id, caller),
-        "connected": await plane.events.find_connected_sessions(),
+        "sessions": sessions,
+        "connected": await plane.events.find_connected_sessions([record.id for record in sessions]),
         "ends_all": workspace.role == ROLE_OWNER or caller.is_admin,
     }
 

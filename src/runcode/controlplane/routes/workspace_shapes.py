@@ -223,7 +223,9 @@ class PersonAnswer(Shape):
 
 class CreatePersonRequest(Request):
     email: str = Field(max_length=EMAIL_MAX, examples=["bob@example.org"])
-    is_admin: bool | None = Field(None, examples=[False])
+    is_admin: bool | None = Field(
+        None, description="Refused to tokens: admins are made in the console, or by the operator.", examples=[False]
+    )
 
 
 class ChangePersonRequest(Request):

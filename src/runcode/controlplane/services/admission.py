@@ -15,7 +15,7 @@ from __future__ import annotations
 import datetime
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Select, select
+from sqlalchemy import ColumnElement, Select, and_, or_, select
 
 from runcode.controlplane.clock import UTC, Clock
 from runcode.controlplane.services import access
@@ -77,7 +77,10 @@ class Admission:
     async def load_admission_facts(self, title: str, key_fingerprint: str) -> AdmissionFacts:
         """What is known of a title and of a client key (`SHA256:…`). Both are looked up always."""
         newest = SessionRow.released_at.is_(None).desc(), SessionRow.id.desc()
-        by_key = _select_sessions(SessionRow.fingerprint == key_fingerprint).add_columns(TokenRow.policy)
+        holds, held = SessionRow.released_at.is_(None), SessionRow.released_at.is_not(None)
+        has_key = SessionRow.fingerprint == key_fingerprint
+        # Said twice: keys that are held have an index of their own, and so have the others. Both are looked at always.
+        by_key = _select_sessions(or_(and_(has_key, holds), and_(has_key, held))).add_columns(TokenRow.policy)
         by_key = by_key.order_by(*newest).limit(1)
         by_title = select(WorkspaceRow).where(WorkspaceRow.title == title, WorkspaceRow.deleted_at.is_(None))
         async with self._store.read() as session:

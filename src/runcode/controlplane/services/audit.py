@@ -37,6 +37,7 @@ TOKEN_CREATED: Final = "token_created"
 TOKEN_REVOKED: Final = "token_revoked"
 SESSION_MINTED: Final = "session_minted"
 SESSION_REVOKED: Final = "session_revoked"
+SESSION_EXPIRED: Final = "session_expired"
 WORKSPACE_CREATED: Final = "workspace_created"
 WORKSPACE_CHANGED: Final = "workspace_changed"
 WORKSPACE_START: Final = "workspace_start"
@@ -49,6 +50,8 @@ TEAM_CHANGED: Final = "team_changed"
 TEAM_DELETED: Final = "team_deleted"
 GATEWAY_CREATED: Final = "gateway_created"
 GATEWAY_REVOKED: Final = "gateway_revoked"
+CLIENT_CA_ROTATED: Final = "client_ca_rotated"
+CLIENT_CA_RETIRED: Final = "client_ca_retired"
 ACTS: Final = frozenset(
     (
         SIGNED_IN,
@@ -65,6 +68,7 @@ ACTS: Final = frozenset(
         TOKEN_REVOKED,
         SESSION_MINTED,
         SESSION_REVOKED,
+        SESSION_EXPIRED,
         WORKSPACE_CREATED,
         WORKSPACE_CHANGED,
         WORKSPACE_START,
@@ -77,11 +81,15 @@ ACTS: Final = frozenset(
         TEAM_DELETED,
         GATEWAY_CREATED,
         GATEWAY_REVOKED,
+        CLIENT_CA_ROTATED,
+        CLIENT_CA_RETIRED,
     )
 )
 NOTE: Final = "note"
 # Who tells, where a gateway's events name the gateway.
 CONTROL_PLANE: Final = "control-plane"
+# What the control plane does by itself, because the time has come.
+BY_TIME: Final = "time"
 # The operator's verbs act for nobody's account.
 OPERATOR: Final = "operator"
 Detail = Mapping[str, str | int | None]

@@ -85,11 +85,13 @@ async def verify(
 ) -> Report:
     """Check all of it. `checkpoints` None: the chain alone. Raises RunCodeError when it cannot be read at all."""
     report = Report()
+    # Before the snapshot: what a running server signs from now on may speak of records that come after it.
+    size = _find_size(checkpoints) if checkpoints else 0
     async with store.read() as session:
         head = await load_head(session)
         report.chain_id, report.pruned = head.chain_id, head.pruned_to
         _check_pruning(head, verifier, report)
-        expected = _Anchors(_read_checkpoints(checkpoints, verifier, head, report) if checkpoints else iter(()))
+        expected = _Anchors(_read_checkpoints(checkpoints, size, verifier, head, report) if checkpoints else iter(()))
         expected.pass_over(head, report)
         await _check_records(session, head, expected, report, tell_progress)
         expected.end(report)
@@ -235,22 +237,36 @@ async def _read_records(session: AsyncSession, report: Report) -> Any:
         )
 
 
+def _find_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> RunCodeError:
+    return RunCodeError(
+        "io_error",
+        f"the checkpoints {path} cannot be read: {error.strerror}",
+        resolution="name the file with --checkpoints FILE; without it, nothing outside the database vouches",
+    )
+
+
 def _read_checkpoints(
-    path: Path, verifier: AuditVerifier, head: ChainHead, report: Report
+    path: Path, size: int, verifier: AuditVerifier, head: ChainHead, report: Report
 ) -> Iterator[tuple[int, Statement]]:
-    """(line, statement) of those that count, counts never falling. Each line's digest must be in the next."""
+    """(line, statement) of those that count, counts never falling. Each line's digest must be in the next.
+
+    Of the first `size` bytes.
+    """
     try:
         file = path.open("rb")
     except OSError as error:
-        raise RunCodeError(
-            "io_error",
-            f"the checkpoints {path} cannot be read: {error.strerror}",
-            resolution="name the file with --checkpoints FILE; without it, nothing outside the database vouches",
-        ) from error
+        raise _unreadable(path, error) from error
     previous, count, last_hash = NO_LINE, -1, ""
     torn: int | None = None
     with file:
-        for number, line in enumerate(iter(lambda: file.readline(LINE_MAX), b""), 1):
+        for number, line in enumerate(iter(lambda: file.readline(min(LINE_MAX, size - file.tell())), b""), 1):
             statement = parse_line(line)
             if statement is None:
                 # Of a crash or a full disk: the next line's digest covers it, or it is the last.

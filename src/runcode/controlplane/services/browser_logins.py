@@ -30,7 +30,7 @@ from runcode.controlplane.services import audit, consents
 from runcode.controlplane.services.consents import Consent
 from runcode.controlplane.services.login_requests import LoginRequest
 from runcode.controlplane.services.proofs import Proofs
-from runcode.controlplane.services.tokens import Tokens
+from runcode.controlplane.services.tokens import Tokens, hash_token
 from runcode.controlplane.services.web_sessions import require_live
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import LoginCodeRow, TokenRow, UserRow
@@ -108,21 +108,21 @@ class BrowserLogins:
         made = self._proofs.make("login code", str(caller.web_session_id), ticket, *pairs)
         code = "rcc_" + base64.urlsafe_b64encode(bytes.fromhex(made)).rstrip(b"=").decode()
         await session.execute(delete(LoginCodeRow).where(LoginCodeRow.expires_at < now - _CODES_KEPT))
-        if await session.get(LoginCodeRow, _digest(code)) is not None:
+        if await session.get(LoginCodeRow, hash_token(code)) is not None:
             raise RunCodeError(
                 "forbidden",
                 "this question was answered already",
                 resolution="go back to your terminal and run `runcode login` again",
             )
         row = LoginCodeRow(
-            code_hash=_digest(code), user_id=caller.user_id, request={}, created_at=now, expires_at=now + CODE_LIVES
+            code_hash=hash_token(code), user_id=caller.user_id, request={}, created_at=now, expires_at=now + CODE_LIVES
         )
         session.add(row)
         return row, code
 
     async def _redeem(self, session: AsyncSession, code: str, verifier: str) -> NewToken | None:
         now = self._clock.now()
-        row = await session.get(LoginCodeRow, _digest(code))
+        row = await session.get(LoginCodeRow, hash_token(code))
         if row is None:
             return None
         user = await session.get_one(UserRow, row.user_id)
@@ -150,7 +150,3 @@ class BrowserLogins:
 def _answers(verifier: str, challenge: str | None) -> bool:
     made = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=")
     return hmac.compare_digest(made, (challenge or "").encode())
-
-
-def _digest(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()

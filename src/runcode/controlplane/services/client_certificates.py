@@ -25,12 +25,16 @@ from pathlib import Path
 from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
 from runcode.controlplane.clock import Clock
 from runcode.controlplane.records import SessionGrant
 from runcode.controlplane.services import inputs
 from runcode.controlplane.services.certificates import VALID_BEFORE_NOW, CertificateAuthority
+from runcode.controlplane.services.client_authorities import ClientAuthorities
 from runcode.controlplane.services.principals import principal_for
 from runcode.core import hostkeys
 from runcode.core.certificate_names import CertifiedSession, render_key_id
@@ -42,6 +46,11 @@ _SUFFIX = "-cert-v01@openssh.com"
 _USER_CERTIFICATE = 1
 _EXTENSIONS = ("permit-X11-forwarding", "permit-agent-forwarding", "permit-port-forwarding", "permit-pty")
 _ED25519 = b"ssh-ed25519"
+# What a token can do that ssh-agent speaks to: PKCS#11 in OpenSSH before 10.1 knows ECDSA and RSA, no Ed25519.
+_CURVES: dict[bytes, tuple[ec.EllipticCurve, hashes.HashAlgorithm]] = {
+    b"ecdsa-sha2-nistp256": (ec.SECP256R1(), hashes.SHA256()),
+    b"ecdsa-sha2-nistp384": (ec.SECP384R1(), hashes.SHA384()),
+}
 _AGENT_TIMEOUT_S = 5.0
 _AGENT_ANSWER_MAX = 256 * 1024
 _AGENT_KEYS_MAX = 256
@@ -49,13 +58,16 @@ _REQUEST_IDENTITIES, _IDENTITIES_ANSWER, _SIGN_REQUEST, _SIGN_RESPONSE = 11, 12,
 
 
 class ClientAuthority(Protocol):
-    """Signs with one Ed25519 key, `public_line` (`algorithm base64`)."""
+    """Signs with one key, `public_line` (`algorithm base64`): Ed25519, or ECDSA on P-256 or P-384."""
 
     @property
     def public_line(self) -> str: ...
 
     async def sign(self, message: bytes) -> bytes:
-        """64 bytes. Raises `unavailable` when the key cannot be used just now."""
+        """The signature as it stands in a blob, after its algorithm's name (RFC 8709 §6, RFC 5656 §3.1.2).
+
+        Raises `unavailable` when the key cannot be used just now.
+        """
         ...
 
 
@@ -79,16 +91,16 @@ class AgentAuthority:
 
     @classmethod
     async def find(cls, socket_path: Path, fingerprint: str | None = None) -> AgentAuthority:
-        """The agent's Ed25519 key, by its fingerprint when it holds several. Raises `unavailable` or `bad_request`."""
-        lines = [
-            line
-            for line in await _list_agent_keys(socket_path)
-            if fingerprint is None or hostkeys.parse_public_key(line).fingerprint == fingerprint
-        ]
+        """The key that is named, or its one Ed25519 key, or its one ECDSA key. Raises `unavailable`, `bad_request`."""
+        held = await _list_agent_keys(socket_path)
+        if fingerprint is not None:
+            lines = [line for line in held if hostkeys.parse_public_key(line).fingerprint == fingerprint]
+        else:
+            lines = [line for line in held if line.startswith("ssh-ed25519 ")] or held
         if len(lines) != 1:
             raise RunCodeError(
                 "bad_request",
-                f"the agent at {socket_path} holds {len(lines)} Ed25519 keys that could be the client CA",
+                f"the agent at {socket_path} holds {len(lines)} keys that could be the client CA",
                 resolution="name the one: --client-ca agent:SOCKET#SHA256:… (as `ssh-add -l` prints it)",
             )
         return cls(socket_path, lines[0])
@@ -98,7 +110,7 @@ class AgentAuthority:
         request = bytes((_SIGN_REQUEST,)) + _string(blob) + _string(message) + _uint32(0)
         answer = _Reader(await _ask_agent(self._socket_path, request, _SIGN_RESPONSE))
         signature = _Reader(answer.string())
-        if signature.string() != _ED25519:
+        if signature.string() != _algorithm_of(blob):
             raise _unavailable(self._socket_path, "it signed by another algorithm")
         return signature.string()
 
@@ -106,20 +118,48 @@ class AgentAuthority:
 class ClientCertificates:
     """Off until `use` names an authority."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, register: ClientAuthorities | None = None) -> None:
         self._clock = clock
+        self._register = register
         self._authority: ClientAuthority | None = None
+        self._follows_rotation = False
         self.authorities: frozenset[str] = frozenset()
 
-    def use(self, authority: ClientAuthority, *, trusted: tuple[str, ...] = ()) -> None:
-        """Sign with `authority` from now on. `trusted`: others whose certificates still count (`algorithm base64`)."""
+    def use(self, authority: ClientAuthority, *, trusted: tuple[str, ...] = (), follow_rotation: bool = False) -> None:
+        """Sign with `authority` from now on. `trusted`: others whose certificates still count (`algorithm base64`).
+
+        `follow_rotation`: rather with the newest one of the register that this server has the key of, and let the
+        register's others on disk count as well.
+        """
         self._authority = authority
+        self._follows_rotation = follow_rotation
         self.authorities = frozenset((authority.public_line, *trusted))
+
+    async def load_authorities(self) -> frozenset[str]:
+        """Whose certificates count at this moment; none in a server that signs none."""
+        if self._authority is None or self._register is None:
+            return self.authorities
+        known = await self._register.load()
+        counting = {*self.authorities, *known.on_disk} if self._follows_rotation else self.authorities
+        return frozenset(counting) - known.retired
+
+    async def _find_signer(self) -> ClientAuthority | None:
+        """Never a retired one."""
+        authority, register = self._authority, self._register
+        if authority is None or register is None:
+            return authority
+        known = await register.load()
+        if not self._follows_rotation:
+            return None if authority.public_line in known.retired else authority
+        signers = (register.find_signer(line) for line in known.on_disk)
+        return next((DiskAuthority(signer) for signer in signers if signer is not None), None)
 
     async def certify(self, grant: SessionGrant, *, user_id: int, raw_public_key: object) -> str | None:
         """`algorithm base64` for the grant's session; None while there is no authority, or it cannot sign."""
-        authority = self._authority
+        authority = await self._find_signer()
         if authority is None:
+            if self._authority is not None:
+                _log.warning("no certificate for session %d: no client CA that may sign is here", grant.session.id)
             return None
         key = inputs.parse_client_key(raw_public_key)
         now = int(self._clock.now().timestamp())
@@ -138,7 +178,8 @@ class ClientCertificates:
         except RunCodeError as error:
             _log.warning("no certificate for session %d: %s", grant.session.id, error.message)
             return None
-        blob = signed + _string(_string(_ED25519) + _string(signature))
+        algorithm = _algorithm_of(hostkeys.parse_public_key(authority.public_line).blob)
+        blob = signed + _string(_string(algorithm) + _string(signature))
         return f"{key.algorithm}{_SUFFIX} {binascii.b2a_base64(blob, newline=False).decode()}"
 
 
@@ -175,9 +216,19 @@ def _render_unsigned(
 
 
 def _verify(authority_line: str, signature: bytes, message: bytes) -> None:
-    raw = hostkeys.parse_public_key(authority_line).blob[-32:]
+    blob = hostkeys.parse_public_key(authority_line).blob
+    known_curve = _CURVES.get(_algorithm_of(blob))
     try:
-        Ed25519PublicKey.from_public_bytes(raw).verify(signature, message)
+        if known_curve is None:
+            Ed25519PublicKey.from_public_bytes(blob[-32:]).verify(signature, message)
+            return
+        curve, digest = known_curve
+        # The last field of the blob is the point, as SEC 1 writes it.
+        point = blob[-(1 + 2 * ((curve.key_size + 7) // 8)) :]
+        halves = _Reader(signature)
+        r, s = (int.from_bytes(halves.string(), "big") for _ in range(2))
+        key = ec.EllipticCurvePublicKey.from_encoded_point(curve, point)
+        key.verify(encode_dss_signature(r, s), message, ec.ECDSA(digest))
     except InvalidSignature as error:
         raise RunCodeError("unavailable", "the client CA's signature does not hold") from error
 
@@ -186,15 +237,20 @@ def _verify(authority_line: str, signature: bytes, message: bytes) -> None:
 
 
 async def _list_agent_keys(socket_path: Path) -> list[str]:
-    """The Ed25519 keys that it holds."""
+    """Those of its keys that can sign certificates."""
     answer = _Reader(await _ask_agent(socket_path, bytes((_REQUEST_IDENTITIES,)), _IDENTITIES_ANSWER))
     lines = []
     for _ in range(min(answer.uint32(), _AGENT_KEYS_MAX)):
         blob, _comment = answer.string(), answer.string()
-        if blob.startswith(_string(_ED25519)):
+        algorithm = _algorithm_of(blob)
+        if algorithm == _ED25519 or algorithm in _CURVES:
             text = binascii.b2a_base64(blob, newline=False).decode()
-            lines.append(hostkeys.parse_public_key(f"ssh-ed25519 {text}").line)
+            lines.append(hostkeys.parse_public_key(f"{algorithm.decode()} {text}").line)
     return lines
+
+
+def _algorithm_of(blob: bytes) -> bytes:
+    return _Reader(blob).string()
 
 
 async def _ask_agent(socket_path: Path, request: bytes, wanted: int) -> bytes:
@@ -224,7 +280,7 @@ def _unavailable(socket_path: Path, what: str) -> RunCodeError:
     return RunCodeError(
         "unavailable",
         f"the client CA's agent at {socket_path} is of no use: {what}",
-        resolution="start it and load the key: `ssh-add FILE`",
+        resolution="start it and load the key: `ssh-add FILE`, or `ssh-add -s MODULE` for a token",
     )
 
 

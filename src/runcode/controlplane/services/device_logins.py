@@ -18,7 +18,6 @@ Source: RFC 8628.
 from __future__ import annotations
 
 import datetime
-import hashlib
 import re
 import secrets
 import time
@@ -36,7 +35,7 @@ from runcode.controlplane.services.consents import Consent
 from runcode.controlplane.services.login_requests import find_label
 from runcode.controlplane.services.proofs import Proofs
 from runcode.controlplane.services.sign_in_pace import Allowance, Pace, network_of
-from runcode.controlplane.services.tokens import Tokens, parse_scopes
+from runcode.controlplane.services.tokens import Tokens, hash_token, parse_scopes
 from runcode.controlplane.services.web_sessions import require_browser, require_live
 from runcode.controlplane.services.withdrawals import DEVICE_AUTHORIZED, DEVICE_DENIED
 from runcode.controlplane.states import SCOPES
@@ -130,7 +129,7 @@ class DeviceLogins:
                 raise RunCodeError("rate_limited", "too many devices wait to be signed in just now")
             session.add(
                 DeviceGrantRow(
-                    device_code_hash=_digest(device_code),
+                    device_code_hash=hash_token(device_code),
                     user_code_hash=self._user_hash(user_code),
                     request={
                         "client": find_label(raw_client),
@@ -188,7 +187,7 @@ class DeviceLogins:
         """Where it stands, or the token, once. An unknown code is told like an old one."""
         if not isinstance(raw_device_code, str) or _DEVICE_CODE.fullmatch(raw_device_code) is None:
             return DevicePoll(EXPIRED)
-        which = DeviceGrantRow.device_code_hash == _digest(raw_device_code)
+        which = DeviceGrantRow.device_code_hash == hash_token(raw_device_code)
         async with self._store.read() as session:
             # A look first: whoever makes codes up must not keep the writers busy.
             if await session.scalar(select(DeviceGrantRow.id).where(which)) is None:
@@ -275,10 +274,6 @@ def _parse_user_code(raw_user_code: str) -> str:
     if _USER_CODE.fullmatch(code) is None:
         raise _no_such_code()
     return code
-
-
-def _digest(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def _no_such_code() -> RunCodeError:

@@ -8,7 +8,7 @@ Threat: a gateway that delivers twice, late or nonsense; texts that a client or 
 box chose; a server that was killed while connections were open.
 Guarantee: secrets in commands are masked before anything is kept (`masking`). A
 subject (a connection, a command, a forward) has at most one start and one end,
-whatever is delivered again; what a batch says is kept whole or not at all; ids,
+whatever is delivered again, and both of one gateway; what a batch says is kept whole or not at all; ids,
 kinds and sizes are accepted by allowlist; what a gateway that restarted had left
 open is ended, with the reason said.
 """
@@ -22,7 +22,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import Select, exists, select
+from sqlalchemy import Select, exists, func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
@@ -40,13 +40,15 @@ START: Final = "start"
 END: Final = "end"
 # A workspace is in use: not kept as an event, but as the workspace's own last time (see `idle`).
 USED: Final = "used"
-_KINDS: Final = frozenset((CONNECTION, "command", "forward", "dropped"))
+_KINDS: Final = frozenset((CONNECTION, "command", "forward", "dropped", "refused"))
 _PHASES: Final = frozenset((START, END, "note"))
 _SUBJECT = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _GATEWAY = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}", re.ASCII)
+_KEY = re.compile(r"[A-Za-z0-9_.-]{1,32}", re.ASCII)
 _DETAIL_BYTES_MAX = 32 * 1024
 _BATCH_MAX = 1000
 _CHUNK = 500
+_LOOKED_TO_MAX = 1000
 ACTIVITY_MAX = 10_000
 # What an end repeats of its start; a command's text stands in its start only.
 _LASTING = ("workspace", "client", "source", "token_id", "token", "form", "target", "opened_by")
@@ -74,6 +76,8 @@ class Events:
         self._store = store
         self._clock = clock
         self._patterns = tuple(patterns)
+        # Up to which record all that (gateway, beginning) ever started has its end. Ends are never taken back.
+        self._looked_to: dict[tuple[str, str], int] = {}
 
     async def record(self, gateway: str, events: Sequence[NewEvent]) -> None:
         """Keep a batch, in order; what is known already is left as it is. Raises `bad_request` for nonsense."""
@@ -82,7 +86,9 @@ class Events:
             used = {event.workspace_id: event.at for event in events if event.kind == USED and event.workspace_id}
             await write_use(session, used, self._clock.now())
             events = [event for event in events if event.kind != USED]
-            known = await _load_known(session, [event.subject_id for event in events])
+            known, owners = await _load_known(session, events)
+            if not owners <= {_machine_of(gateway)}:
+                raise RunCodeError("bad_request", "that event is about what another gateway began")
             tokens = await _load_tokens(session, events)
             now = self._clock.now()
             for event in events:
@@ -101,24 +107,41 @@ class Events:
 
         Their end is now: when they really ended is not known.
         """
-        ended, after = 0, 0
+        ended, after = 0, self._looked_to.get((gateway, beginning), 0)
+        oldest_live: int | None = None
         while True:
             async with self._store.read() as session:
+                newest = await session.scalar(select(func.max(EventRow.id))) or 0
                 query = _select_open().where(EventRow.gateway == gateway, EventRow.id > after)
+                if beginning:
+                    # `g` is what follows the last of the digits.
+                    query = query.where(EventRow.subject_id > beginning, EventRow.subject_id < beginning + "g")
                 rows = list(await session.scalars(query.order_by(EventRow.id).limit(_CHUNK)))
             if not rows:
+                # All that began before was looked at, and has its end; but for what lives on.
+                looked_to = max(after, newest) if oldest_live is None else oldest_live - 1
+                if len(self._looked_to) >= _LOOKED_TO_MAX:
+                    self._looked_to.clear()
+                self._looked_to[gateway, beginning] = looked_to
                 return ended
             after = rows[-1].id
-            missing = [row for row in rows if row.subject_id not in live and row.subject_id.startswith(beginning)]
+            if oldest_live is None:
+                oldest_live = next((row.id for row in rows if row.subject_id in live), None)
+            missing = [row for row in rows if row.subject_id not in live]
             if missing:
                 await self.record(gateway, [_end_of(row, self._clock.now(), reason) for row in missing])
             ended += len(missing)
 
-    async def find_connected_sessions(self) -> set[int]:
-        """Sessions with a connection that has not ended, as far as is known."""
-        query = _select_open().where(EventRow.kind == CONNECTION, EventRow.session_id.is_not(None))
+    async def find_connected_sessions(self, among: Collection[int]) -> set[int]:
+        """Of these sessions, those with a connection that has not ended, as far as is known."""
+        wanted, found = list(among), set[int]()
         async with self._store.read() as session:
-            return {row.session_id for row in await session.scalars(query) if row.session_id is not None}
+            for at in range(0, len(wanted), _CHUNK):
+                chunk = wanted[at : at + _CHUNK]
+                query = _select_open().where(EventRow.kind == CONNECTION, EventRow.session_id.in_(chunk))
+                columns = query.with_only_columns(EventRow.session_id).distinct()
+                found |= {number for number in await session.scalars(columns) if number is not None}
+        return found
 
     async def list_activity(self, *, workspace: int | str | None = None, limit: int = 50) -> list[ActivityRecord]:
         """What happened last, newest start first; of one workspace, or of all."""
@@ -168,13 +191,24 @@ def _select_open() -> Select[EventRow]:
     )
 
 
-async def _load_known(session: AsyncSession, subject_ids: Sequence[str]) -> set[tuple[str, str]]:
+async def _load_known(session: AsyncSession, events: Sequence[NewEvent]) -> tuple[set[tuple[str, str]], set[str]]:
+    """(what is on record of these subjects and their connections, as subject and phase; whose gateways told it)."""
     known: set[tuple[str, str]] = set()
-    for at in range(0, len(subject_ids), _CHUNK):
-        chunk = set(subject_ids[at : at + _CHUNK])
-        query = select(EventRow.subject_id, EventRow.phase).where(EventRow.subject_id.in_(chunk))
-        known |= {(subject_id, phase) for subject_id, phase in (await session.execute(query)).all()}
-    return known
+    owners: set[str] = set()
+    wanted = list({subject for event in events for subject in (event.subject_id, event.connection_id) if subject})
+    for at in range(0, len(wanted), _CHUNK):
+        query = select(EventRow.subject_id, EventRow.phase, EventRow.gateway)
+        for subject_id, phase, gateway in await session.execute(
+            query.where(EventRow.subject_id.in_(wanted[at : at + _CHUNK]))
+        ):
+            known.add((subject_id, phase))
+            owners.add(_machine_of(gateway))
+    return known, owners
+
+
+def _machine_of(gateway: str) -> str:
+    """One gateway's workers deliver for one another: `NAME.WORKER` is `NAME`'s."""
+    return gateway.partition(".")[0]
 
 
 async def _find_newest_subjects(session: AsyncSession, query: Select[EventRow], limit: int) -> list[str]:
@@ -276,7 +310,8 @@ def _check_batch(gateway: str, events: Sequence[NewEvent]) -> None:
 
 
 def _is_plain(key: object, value: object) -> bool:
-    if not isinstance(key, str) or not key.isascii() or len(key) > 32:
+    # Not every database keeps a key with a NUL in it.
+    if not isinstance(key, str) or _KEY.fullmatch(key) is None:
         return False
     if isinstance(value, str):
         # A lone surrogate cannot be written as UTF-8 by whoever reads it later.

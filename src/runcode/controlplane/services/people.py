@@ -13,6 +13,7 @@ from runcode.controlplane.records import Caller, UserRecord
 from runcode.controlplane.services import access
 from runcode.controlplane.services.quotas import Quotas
 from runcode.controlplane.services.users import Users
+from runcode.controlplane.services.web_sessions import require_browser
 from runcode.controlplane.states import SCOPE_MANAGE, SCOPE_READ
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import UserRow
@@ -30,8 +31,13 @@ class People:
         return await self._users.list_users()
 
     async def create_person(self, email: str, *, admin: bool, caller: Caller) -> tuple[UserRecord, str]:
-        """(the user, a password that is shown this once). Raises `conflict` for an address in use."""
+        """(the user, a password that is shown this once). Raises `conflict` for an address in use.
+
+        `admin` is a signed-in person's to give: a token with an end would make itself an heir without one.
+        """
         access.require_admin(caller, SCOPE_MANAGE)
+        if admin:
+            require_browser(caller)
         password = secrets.token_urlsafe(18)
         return await self._users.create_user(email, password, admin=admin, caller=caller), password
 

@@ -13,7 +13,6 @@ proof for that browser. A newer link for the same person ends the older ones.
 from __future__ import annotations
 
 import datetime
-import hashlib
 import re
 import secrets
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from runcode.controlplane.clock import Clock
 from runcode.controlplane.records import UserRecord
+from runcode.controlplane.services.tokens import hash_token
 from runcode.controlplane.services.users import as_record, load_user
 from runcode.controlplane.services.web_sessions import METHOD_LINK, NewWebSession, Visitor, WebSessions
 from runcode.controlplane.store.engine import Store
@@ -61,7 +61,9 @@ class SignInLinks:
             now = self._clock.now()
             await session.execute(delete(SignInLinkRow).where(SignInLinkRow.user_id == user.id))
             session.add(
-                SignInLinkRow(secret_hash=_digest(secret), user_id=user.id, created_at=now, expires_at=now + VALID_FOR)
+                SignInLinkRow(
+                    secret_hash=hash_token(secret), user_id=user.id, created_at=now, expires_at=now + VALID_FOR
+                )
             )
             return NewSignInLink(as_record(user), now + VALID_FOR, f"{LINK_PATH}?link={secret}")
 
@@ -76,7 +78,7 @@ class SignInLinks:
             user = await self._load(session, raw_secret)
             used = (
                 update(SignInLinkRow)
-                .where(SignInLinkRow.secret_hash == _digest(raw_secret), SignInLinkRow.used_at.is_(None))
+                .where(SignInLinkRow.secret_hash == hash_token(raw_secret), SignInLinkRow.used_at.is_(None))
                 .values(used_at=self._clock.now())
                 .returning(SignInLinkRow.user_id)
             )
@@ -92,7 +94,7 @@ class SignInLinks:
             select(UserRow)
             .join(SignInLinkRow, SignInLinkRow.user_id == UserRow.id)
             .where(
-                SignInLinkRow.secret_hash == _digest(raw_secret),
+                SignInLinkRow.secret_hash == hash_token(raw_secret),
                 SignInLinkRow.used_at.is_(None),
                 SignInLinkRow.expires_at > now,
                 SignInLinkRow.created_at <= now + _SKEW,
@@ -102,10 +104,6 @@ class SignInLinks:
         if found is None:
             raise _refuse()
         return found
-
-
-def _digest(secret: str) -> str:
-    return hashlib.sha256(secret.encode()).hexdigest()
 
 
 def _refuse() -> RunCodeError:

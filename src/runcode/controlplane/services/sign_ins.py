@@ -147,7 +147,7 @@ class SignIns:
 def _parse_account(raw_email: str) -> str:
     """The one spelling under which tries are counted and the person is looked for.
 
-    Cut before it is stripped: else blanks behind the cut would make many names of one account, each with tries of its own.
+    Stripped after it is cut too: else blanks before the cut make many names of one account, each with its own tries.
     """
     return raw_email.strip().lower()[: inputs.EMAIL_MAX].strip()
 

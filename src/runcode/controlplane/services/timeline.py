@@ -175,9 +175,12 @@ class _Visible:
     workspace_ids: frozenset[int] | None = None
 
     def render(self, *, by_index: bool = True) -> list[ColumnElement[bool]]:
-        """Without `by_index` in a form that no index answers, so that the database takes the one we mean."""
+        """Without `by_index` in a form that no index answers, so that the database takes the one we mean.
+
+        A person's records in a workspace are read by the person's index; the workspace is then the caller's to compare.
+        """
         found: list[ColumnElement[bool]] = []
-        if self.workspace_id is not None:
+        if self.workspace_id is not None and (self.user_id is None or not by_index):
             found.append((EventRow.workspace_id if by_index else EventRow.workspace_id + 0) == self.workspace_id)
         if self.user_id is not None:
             found.append((EventRow.user_id if by_index else EventRow.user_id + 0) == self.user_id)
@@ -211,9 +214,11 @@ async def _find_ids(session: AsyncSession, visible: _Visible, wanted: TimelineFi
     kind_by_index = visible.user_id is None and visible.workspace_id is not None and wanted.session_id is None
     if wanted.kind is not None and kind_by_index:
         conditions.append(EventRow.kind == wanted.kind)
-    most = _LOOKED_AT_MAX if wanted.kind is not None and not kind_by_index else 4 * wanted.limit + 100
+    workspace_compared = visible.user_id is not None and visible.workspace_id is not None and wanted.session_id is None
+    filtered = workspace_compared or (wanted.kind is not None and not kind_by_index)
+    most = _LOOKED_AT_MAX if filtered else 4 * wanted.limit + 100
     looked_at = (
-        select(EventRow.id, EventRow.subject_id, EventRow.phase, EventRow.kind)
+        select(EventRow.id, EventRow.subject_id, EventRow.phase, EventRow.kind, EventRow.workspace_id)
         .where(*conditions)
         .order_by(EventRow.id.desc())
         .limit(most)
@@ -224,6 +229,8 @@ async def _find_ids(session: AsyncSession, visible: _Visible, wanted: TimelineFi
     leading: list[ColumnElement[bool]] = [or_(looked_at.c.phase != END, ~has_start)]
     if wanted.kind is not None:
         leading.append(looked_at.c.kind == wanted.kind)
+    if workspace_compared:
+        leading.append(looked_at.c.workspace_id == visible.workspace_id)
     query = select(looked_at.c.id).where(*leading).order_by(looked_at.c.id.desc()).limit(wanted.limit + 1)
     ids = list(await session.scalars(query))
     if len(ids) > wanted.limit:

@@ -1,8 +1,9 @@
 """API tokens: made once, shown once, stored as hashes, checked at every call.
 
 Threat: a copy of the database, a guess, and a token that outlives its person.
-Guarantee: a token is 256 random bits behind a prefix that secret scanners can
-know; only its SHA-256 stands in the database (no salt or stretching: there is
+Guarantee: a token is 256 random bits (of a form that was shown once: a MAC of its
+number, by a key that the database does not hold) behind a prefix that secret
+scanners can know; only its SHA-256 stands in the database (no salt or stretching: there is
 nothing to guess), and the look-up is by that hash, so that timing says nothing
 about the token. Unknown, revoked, expired, and "its user is disabled" are one
 answer. Tokens make and end no other tokens: a signed-in person does that, for their
@@ -12,6 +13,7 @@ own (an admin ends anybody's), and a token may end itself.
 from __future__ import annotations
 
 import asyncio
+import base64
 import datetime
 import hashlib
 import logging
@@ -29,19 +31,21 @@ from runcode.controlplane.clock import Clock
 from runcode.controlplane.records import ORIGIN_CONSOLE, ORIGIN_OPERATOR, Caller, NewToken, TokenRecord
 from runcode.controlplane.services import access, audit, inputs
 from runcode.controlplane.services.gathering import Gathering
+from runcode.controlplane.services.proofs import Proofs
 from runcode.controlplane.services.users import load_user
 from runcode.controlplane.services.web_sessions import require_browser, require_live
 from runcode.controlplane.services.withdrawals import end_consents, revoke_sessions
 from runcode.controlplane.states import SCOPE_READ, SCOPES
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import SessionRow, TokenRow, UserRow, UtcTime, WebSessionRow
-from runcode.core.channel_policy import EVERYTHING, ChannelPolicy, describe_policy, render_policy
+from runcode.core.channel_policy import EVERYTHING, ChannelPolicy, describe_policy, parse_policy, render_policy
 from runcode.core.errors import RunCodeError
 
 _log = logging.getLogger(__name__)
 
 TOKEN_PREFIX = "rct_"
 _TOKEN = re.compile(r"rct_[A-Za-z0-9_-]{43}", re.ASCII)
+_FORM_NUMBER = re.compile(r"[A-Za-z0-9_-]{24}", re.ASCII)
 _TOUCH_EVERY = datetime.timedelta(minutes=1)
 WORKSPACES_MAX = 100
 EXPIRY_DAYS_MAX = 3650
@@ -64,6 +68,17 @@ class TokenBounds:
 
 
 UNBOUNDED = TokenBounds()
+
+
+def draw_form_number() -> str:
+    """For a page that offers to make a token, each time that it is shown."""
+    return secrets.token_urlsafe(18)
+
+
+async def _is_known(session: AsyncSession, plaintext: str) -> bool:
+    """Whether it was ever made, revoked ones included."""
+    return await session.scalar(select(TokenRow.id).where(TokenRow.token_hash == hash_token(plaintext))) is not None
+
 
 _SELECT_LIVE = (
     select(
@@ -103,10 +118,13 @@ class _LiveToken:
 
 
 class Tokens:
-    def __init__(self, store: Store, clock: Clock, *, fresh_for: datetime.timedelta | None = None) -> None:
+    def __init__(
+        self, store: Store, clock: Clock, proofs: Proofs, *, fresh_for: datetime.timedelta | None = None
+    ) -> None:
         """`fresh_for`: how old a sign-in may be from which a person makes tokens; None: as old as it lasts."""
         self._store = store
         self._clock = clock
+        self._proofs = proofs
         self._fresh_for = fresh_for
         self._touches: dict[int, asyncio.Task[None]] = {}
         self._seen: dict[str, tuple[Caller, datetime.datetime]] = {}
@@ -132,12 +150,13 @@ class Tokens:
         *,
         origin: str,
         caller: Caller | None = None,
+        plaintext: str | None = None,
     ) -> NewToken:
-        """Part of a caller's transaction; `name` and `bounds` have been parsed."""
+        """Part of a caller's transaction; `name` and `bounds` have been parsed. `plaintext` None: it is drawn here."""
         now = self._clock.now()
         if bounds.expires_at is not None and bounds.expires_at <= now:
             raise RunCodeError("bad_request", "that expiry is in the past", resolution="name a later time")
-        plaintext = TOKEN_PREFIX + secrets.token_urlsafe(32)
+        plaintext = plaintext or TOKEN_PREFIX + secrets.token_urlsafe(32)
         row = TokenRow(
             user_id=user.id,
             name=name,
@@ -176,16 +195,38 @@ class Tokens:
             )
             return [_as_record(row, caller.email) for row in rows]
 
-    async def create_own(self, caller: Caller, name: str, bounds: TokenBounds = UNBOUNDED) -> NewToken:
-        """For `runcode login --paste`. Raises `forbidden` for a token, `not_found` for a workspace not theirs."""
+    async def create_own(
+        self, caller: Caller, name: str, bounds: TokenBounds = UNBOUNDED, *, form_number: str = ""
+    ) -> NewToken:
+        """For `runcode login --paste`. Raises `forbidden` for a token, `not_found` for a workspace not theirs.
+
+        `form_number`, from `draw_form_number`: a form that comes twice (a reload of the answer) makes one token,
+        and the second time raises `conflict`. Empty: each call makes one.
+        """
         require_browser(caller)
         name = inputs.parse_label(name, what="token name")
+        plaintext = self._derive(caller, form_number) if form_number else None
         async with self._store.write() as session:
             await require_live(session, caller, self._clock.now())
             await self._require_fresh(session, caller)
             user = await session.get_one(UserRow, caller.user_id)
             await require_usable(session, caller, bounds)
-            return await self.insert_token(session, user, name, bounds, origin=ORIGIN_CONSOLE, caller=caller)
+            if plaintext is not None and await _is_known(session, plaintext):
+                raise RunCodeError(
+                    "conflict",
+                    "this form was sent before: its token was made then, and shown that once",
+                    resolution="is it lost? revoke it and make another",
+                )
+            return await self.insert_token(
+                session, user, name, bounds, origin=ORIGIN_CONSOLE, caller=caller, plaintext=plaintext
+            )
+
+    def _derive(self, caller: Caller, form_number: str) -> str:
+        """The one token that this browser's form may make: nothing has to be kept to know it again."""
+        if _FORM_NUMBER.fullmatch(form_number) is None:
+            raise RunCodeError("bad_request", "that is not our form", resolution="open the page again")
+        made = self._proofs.make("token of a form", str(caller.user_id), str(caller.web_session_id), form_number)
+        return TOKEN_PREFIX + base64.urlsafe_b64encode(bytes.fromhex(made)).rstrip(b"=").decode()
 
     async def revoke_own_tokens(self, caller: Caller) -> int:
         """Every live token of the signed-in person. Returns how many that were."""
@@ -233,7 +274,8 @@ class Tokens:
         """Part of a caller's transaction."""
         now = self._clock.now()
         row.revoked_at = now
-        await revoke_sessions(session, now, SessionRow.token_id == row.id)
+        # By the person's index: a token's sessions are its person's.
+        await revoke_sessions(session, now, SessionRow.user_id == row.user_id, SessionRow.token_id == row.id)
         changes.append_change(session, changes.TOKEN_REVOKED, now, user_id=row.user_id)
         detail: audit.Detail = {"token": row.id, "name": row.name}
         await audit.note(session, audit.TOKEN_REVOKED, now, caller=caller, user_id=row.user_id, detail=detail)
@@ -387,4 +429,5 @@ def _as_record(row: TokenRow, user_email: str) -> TokenRecord:
         scopes=tuple(row.scopes),
         workspace_ids=None if row.workspace_ids is None else tuple(row.workspace_ids),
         origin=row.origin,
+        policy=parse_policy(row.policy),
     )

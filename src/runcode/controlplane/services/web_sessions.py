@@ -195,9 +195,9 @@ class WebSessions:
                 await audit.note(session, audit.SIGNED_OUT, now, caller=caller, detail=detail)
 
     async def end_all(self, caller: Caller, *, keep_this: bool = False) -> int:
-        """Sign-out everywhere: each browser that is signed in as the caller, and what they let clients do that have
+        """Sign-out everywhere: each browser that is signed in as the caller, and consents that wait for their clients.
 
-        not fetched their tokens yet. Returns how many browsers that were.
+        Returns how many browsers that were.
         """
         require_browser(caller)
         async with self._store.write() as session:

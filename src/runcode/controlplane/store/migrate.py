@@ -13,9 +13,9 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-SCHEMA_HEAD = "0008"
+SCHEMA_HEAD = "0010"
 # Every revision that this version can start from; a test keeps both in step with `migrations/versions`.
-KNOWN_REVISIONS = frozenset({"0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008"})
+KNOWN_REVISIONS = frozenset({"0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010"})
 MIGRATIONS_FOLDER = Path(__file__).with_name("migrations")
 
 

@@ -26,6 +26,10 @@ from runcode.core.errors import RunCodeError
 # What was given out between a copy and the loss of its original is not known: those ids are passed over.
 _IDS_PASSED_OVER = 1000
 _ROWS_AT_ONCE = 500
+# No counter comes near it, and both products can still count on from there.
+_ID_MAX = 2**62
+# Of JSON that is none or nests without end, and of a number that no column holds.
+_UNREADABLE = (ValueError, RecursionError, OverflowError)
 
 
 def find_schema(connection: Connection) -> str:
@@ -96,6 +100,8 @@ def load(
         raise _does_not_fit(unknown[0])
     for name in _counted_tables(known):
         highest = max(highest_ids.get(name, 0), find_highest(connection, name)) + _IDS_PASSED_OVER
+        if highest > _ID_MAX:
+            raise _does_not_fit(name)
         _give_out_after(connection, name, highest)
     migrate.upgrade(connection)
     return counts
@@ -105,7 +111,7 @@ def _load_rows(connection: Connection, table: Table, lines: Iterator[bytes]) -> 
     try:
         names = json.loads(next(lines))
         columns = [table.c[name] for name in names]
-    except (StopIteration, ValueError, KeyError, TypeError) as error:
+    except (StopIteration, KeyError, TypeError, *_UNREADABLE) as error:
         raise _does_not_fit(table.name) from error
     for column in columns:
         if isinstance(column.type, JSON):
@@ -122,7 +128,7 @@ def _load_rows(connection: Connection, table: Table, lines: Iterator[bytes]) -> 
                 for line in batch
             ]
             connection.execute(table.insert(), rows)
-        except (ValueError, TypeError, StatementError) as error:
+        except (TypeError, StatementError, *_UNREADABLE) as error:
             if isinstance(error, DBAPIError) and not isinstance(error, (DataError, IntegrityError)):
                 # A full disk, a connection that went: not the rows' fault.
                 raise

@@ -52,7 +52,9 @@ _WRITE_LOCK = 0x52436F64_00000001
 _SERVING_LOCK = 0x52436F64_00000002
 _CHANNEL = "runcode_changes"
 # A network that ends without a word is noticed within half a minute; the feed notices earlier.
-_KEEPALIVE = {
+# Texts are texts also where the server's encoding is none (SQL_ASCII), so that `_check_server` gets to say so.
+_CONNECTING = {
+    "client_encoding": "UTF8",
     "connect_timeout": _CONNECT_TIMEOUT_S,
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -179,7 +181,7 @@ def make_in(url: PostgresUrl, fill: Callable[[Connection], None]) -> None:
             raise RunCodeError(
                 "conflict",
                 f"the database {url.shown} is not empty",
-                resolution="name an empty one: `createdb --encoding UTF8 runcode`",
+                resolution="name an empty one: `createdb --encoding UTF8 --template template0 runcode`",
             )
         fill(connection)
 
@@ -208,7 +210,7 @@ _SETTINGS = (
 def _parameters(url: PostgresUrl) -> dict[str, Any]:
     """Ours, where the operator's URL says nothing."""
     named = psycopg.conninfo.conninfo_to_dict(url.conninfo)
-    ours: dict[str, Any] = {**_KEEPALIVE, "application_name": "runcode-server"}
+    ours: dict[str, Any] = {**_CONNECTING, "application_name": "runcode-server"}
     return {name: value for name, value in ours.items() if name not in named}
 
 
