@@ -16,6 +16,8 @@ COMMANDS = (
     f"curl -sSLu admin:{SECRET} https://example.org",
     f"curl -kuadmin:{SECRET} https://example.org",
     f"curl --oauth2-bearer {SECRET} https://example.org",
+    f"mysqladmin -u root password {SECRET}",
+    f"nmcli dev wifi connect home password {SECRET}",
     f"docker login -u me -p{SECRET} registry.example.org",
     f"mongosh -u me -p{SECRET} db",
     f"ldapsearch -x -D cn=me -w{SECRET} -b dc=org",

@@ -301,6 +301,8 @@ _SEPARATE: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "ssh-keygen": (None, ("-N", "-P")),
     "vncviewer": (None, ("-passwd",)),
     "curl": (None, ("--oauth2-bearer",)),
+    "mysqladmin": (None, ("password",)),
+    "nmcli": (None, ("password",)),
     "twine": ("upload", ("-p",)),
     "gh": ("secret", ("-b", "--body")),
 }
