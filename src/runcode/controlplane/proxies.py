@@ -70,16 +70,6 @@ class TrustedProxies:
         return said[0] if len(said) == 1 and said[0] in ("http", "https") else None
 
 
-def network_of(host: str) -> str:
-    """Whom an address is counted as: an IPv6 customer has a /64 at least; IPv4 inside IPv6 is itself."""
-    address = _find_address(host)
-    if address is None:
-        return host
-    if isinstance(address, ipaddress.IPv6Address):
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return str(address)
-
-
 def _find_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         address = ipaddress.ip_address(text)

@@ -23,8 +23,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from runcode.controlplane.proxies import network_of
 from runcode.core.errors import RunCodeError
+from runcode.core.sources import network_of
 
 _KEPT_MAX: Final = 20_000
 _RATE = re.compile(r"(\d{1,6}(?:\.\d{1,3})?):(\d{1,6})", re.ASCII)

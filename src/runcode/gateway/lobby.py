@@ -9,8 +9,9 @@ IPv6 that someone has a whole /64 of addresses, so those count as one source.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter
+
+from runcode.core.sources import network_of
 
 
 class Lobby:
@@ -24,7 +25,7 @@ class Lobby:
 
     def enter(self, source: str) -> bool:
         """May one more stranger from `source` wait? Each True is paid back by one `leave`."""
-        source = find_network(source)
+        source = network_of(source)
         if len(self) >= self._places or self._waiting[source] >= self._places_per_source:
             self._forget_empty(source)
             return False
@@ -32,23 +33,10 @@ class Lobby:
         return True
 
     def leave(self, source: str) -> None:
-        source = find_network(source)
+        source = network_of(source)
         self._waiting[source] -= 1
         self._forget_empty(source)
 
     def _forget_empty(self, source: str) -> None:
         if self._waiting[source] <= 0:
             del self._waiting[source]
-
-
-def find_network(source: str) -> str:
-    """Whom an address stands for: itself with IPv4, mapped or not; its /64 with IPv6. What is no address: itself."""
-    try:
-        address = ipaddress.ip_address(source.partition("%")[0])
-    except ValueError:
-        return source
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, 64), strict=False))

@@ -14,9 +14,9 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
+from runcode.core.sources import network_of
 from runcode.gateway.admission import AdmissionPolicy, Offer, Route
 from runcode.gateway.directory import ChangeBatch
-from runcode.gateway.lobby import find_network
 
 
 class LiveConnection(Protocol):
@@ -78,7 +78,7 @@ class ConnectionRegistry:
         """Why there is no place for one more like this, in words for a person; None when there is."""
         if len(self._all) >= policy.max_connections:
             return "the gateway has no room for another connection: try again later"
-        if self._sources[find_network(offer.source)] >= policy.max_connections_per_source:
+        if self._sources[network_of(offer.source)] >= policy.max_connections_per_source:
             return "there are too many connections from this address: close some of them"
         if len(self._by_name.get(("user", route.session.user_id), ())) >= policy.max_connections_per_user:
             return "this user has too many connections: close some of them"
@@ -86,7 +86,7 @@ class ConnectionRegistry:
 
     def enter(self, connection: LiveConnection) -> None:
         if connection not in self._all:
-            self._sources[find_network(connection.offer.source)] += 1
+            self._sources[network_of(connection.offer.source)] += 1
         self._all.add(connection)
         self._empty.clear()
         for name in _names(connection):
@@ -97,7 +97,7 @@ class ConnectionRegistry:
         if connection in self._all:
             up, down = connection.carried
             self._carried_before = (self._carried_before[0] + up, self._carried_before[1] + down)
-            source = find_network(connection.offer.source)
+            source = network_of(connection.offer.source)
             self._sources[source] -= 1
             if not self._sources[source]:
                 del self._sources[source]

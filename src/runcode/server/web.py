@@ -26,7 +26,8 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from runcode.controlplane.proxies import TrustedProxies, network_of
+from runcode.controlplane.proxies import TrustedProxies
+from runcode.core.sources import network_of
 from runcode.core.values import Value
 
 _log = logging.getLogger(__name__)

@@ -34,7 +34,7 @@ from runcode.controlplane.services import audit, consents
 from runcode.controlplane.services.consents import Consent
 from runcode.controlplane.services.login_requests import find_label
 from runcode.controlplane.services.proofs import Proofs
-from runcode.controlplane.services.sign_in_pace import Allowance, Pace, network_of
+from runcode.controlplane.services.sign_in_pace import Allowance, Pace
 from runcode.controlplane.services.tokens import Tokens, hash_token, parse_scopes
 from runcode.controlplane.services.web_sessions import require_browser, require_live
 from runcode.controlplane.services.withdrawals import DEVICE_AUTHORIZED, DEVICE_DENIED
@@ -42,6 +42,7 @@ from runcode.controlplane.states import SCOPES
 from runcode.controlplane.store.engine import Store
 from runcode.controlplane.store.models import DeviceGrantRow, TokenRow, UserRow
 from runcode.core.errors import RunCodeError
+from runcode.core.sources import network_of
 
 GRANT_LIVES: Final = datetime.timedelta(minutes=10)
 INTERVAL_S: Final = 5

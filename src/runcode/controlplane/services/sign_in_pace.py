@@ -14,11 +14,12 @@ alike. What is kept is bounded.
 
 from __future__ import annotations
 
-import ipaddress
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
+
+from runcode.core.sources import network_of
 
 _KEPT_MAX: Final = 10_000
 
@@ -94,16 +95,3 @@ def _counts(account: str, source: str, known_browser: str | None) -> list[tuple[
     if known_browser is not None:
         return [(("browser", known_browser), FROM_A_KNOWN_BROWSER)]
     return [(("address", network_of(source)), FROM_ONE_ADDRESS), (("account", account), FOR_ONE_ACCOUNT)]
-
-
-def network_of(source: str) -> str:
-    """One household or host is one source: an IPv6 customer has a /64 at least."""
-    try:
-        address = ipaddress.ip_address(source)
-    except ValueError:
-        return source
-    if isinstance(address, ipaddress.IPv4Address):
-        return str(address)
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.ip_network((address, 64), strict=False))
