@@ -319,7 +319,7 @@ class DataFolder:
         ours = {name for name in entries if name.startswith(_STAGING_PREFIX)}
         if interrupted:
             ours |= entries & {"runcode.db", "runcode.db-wal", "runcode.db-shm", "database.url"}
-            ours |= entries & {"keys", "runtimes", "audit"}
+            ours |= entries & {"keys", "runtimes", "audit", "event-spool", "web_base"}
         if "runcode.db" in entries - ours:
             raise RunCodeError(
                 "io_error",
