@@ -186,7 +186,8 @@ class Reconciler:
         async def look(work: Work) -> None:
             async with turn:
                 observation = await self._find_observation(work)
-            if observation is None or decide(work, observation, self._clock.now()) is not Action.NOTHING:
+            left = work.lease_owner == self._owner
+            if left or observation is None or decide(work, observation, self._clock.now()) is not Action.NOTHING:
                 self.poke(work.workspace_id)
 
         idle = [work for work in await self._lifecycle.list_active() if work.workspace_id not in self._workers]
@@ -219,6 +220,9 @@ class Reconciler:
             return
         action = decide(work, observation, self._clock.now())
         if action is Action.NOTHING:
+            if work.lease_owner == self._owner:
+                # Taken in the moment in which the database went: for others this workspace would be shut until it ends.
+                await self._lifecycle.release(workspace_id, self._owner)
             return
         doing = {Action.START: STARTING, Action.STOP: STOPPING, Action.DESTROY: DELETING}.get(action)
         here = action is Action.START or observation.state is not ObservedState.ABSENT

@@ -372,6 +372,25 @@ async def test_a_lease_keeps_others_out_until_it_ends(plane: ControlPlane, clock
     assert (await row_of(plane)).lease_owner is None
 
 
+async def test_a_lease_whose_answer_was_lost_is_given_back(plane: ControlPlane, clock: ManualClock) -> None:
+    """The database went in the moment in which it granted it; meanwhile all has become as it is wanted."""
+    reconciler = make_reconciler(plane, FakeRuntime())
+    await reconciler.start()
+    box = await look(plane)
+    lifecycle = Lifecycle(plane.store, clock, lease=datetime.timedelta(hours=1))
+    assert await lifecycle.claim(box.id, reconciler._owner, None) is not None
+
+    async def free() -> bool:
+        return (await row_of(plane)).lease_owner is None
+
+    await until(free)
+    # Somebody else's is left alone.
+    assert await lifecycle.claim(box.id, "another", None) is not None
+    await lifecycle.release(box.id, reconciler._owner)
+    assert (await row_of(plane)).lease_owner == "another"
+    await reconciler.close()
+
+
 UP = Observation(ObservedState.RUNNING, UnixEndpoint("/s"))
 DOWN = Observation(ObservedState.STOPPED)
 

@@ -53,6 +53,7 @@ class Work:
     checkpoints: tuple[dict[str, Any], ...]
     size: str = STANDARD_SIZE
     place: str | None = None
+    lease_owner: str | None = None
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,13 @@ class Lifecycle:
             which = WorkspaceRow.lease_owner.startswith(f"{self._station.place}/", autoescape=True)
         async with self._store.write() as session:
             await session.execute(update(WorkspaceRow).where(which).values(lease_owner=None, lease_expires_at=None))
+
+    async def release(self, workspace_id: int, owner: str) -> None:
+        """Give back a lease under which nothing is done: its owner's answer from the database was lost."""
+        which = WorkspaceRow.id == workspace_id, WorkspaceRow.lease_owner == owner
+        free = {"lease_owner": None, "lease_expires_at": None, "activity": None}
+        async with self._store.write() as session:
+            await session.execute(update(WorkspaceRow).where(*which).values(**free))
 
     async def claim(self, workspace_id: int, owner: str, activity: str | None, *, settle: bool = False) -> Claim | None:
         """Take the lease and say what is being done, or None while another holds it, or the workspace is another's.
@@ -268,4 +276,5 @@ def _as_work(row: WorkspaceRow) -> Work:
         retry_at=row.retry_at,
         checkpoints=tuple(row.checkpoints),
         place=row.place,
+        lease_owner=row.lease_owner,
     )
