@@ -133,6 +133,8 @@ class Lifecycle:
             WorkspaceRow.observed_state != STOPPED,
             WorkspaceRow.activity.is_not(None),
             WorkspaceRow.failures > 0,
+            # Perhaps one that its owner does not know of.
+            WorkspaceRow.lease_owner.is_not(None),
         )
         async with self._store.read() as session:
             rows = await session.scalars(self._mine().where(moving).order_by(WorkspaceRow.id))
