@@ -96,6 +96,9 @@ _BOX_CHANNEL_REQUESTS = frozenset(
 _PROGRAMS = frozenset({b"exec", b"shell", b"subsystem"})
 _FORBIDDEN_REQUEST = b"forbidden@runcode"
 _PACE_S = 60.0
+# What a channel may carry in one packet: half of what a leg reads (`asyncssh_relay.PACKET_MAX`), and
+# four times what OpenSSH asks for.
+CHANNEL_PACKET_MAX = 128 * 1024
 
 _Listener = tuple[bytes, int]
 _TARGET_MAX = 1024
@@ -356,6 +359,7 @@ class PacketRelay:
     def _channel_open(self, source: Leg, payload: bytes) -> list[Output]:
         reader = Reader(payload)
         kind, sender, _window, _packet = reader.string(), reader.uint32(), reader.uint32(), reader.uint32()
+        fixed_part = reader.at
         if sender in self._opening[source] or sender in self._channels[source]:
             raise Violation(f"the {source.value} opened one channel number twice")
         if self.open_channels >= self._limits.channels:
@@ -373,7 +377,7 @@ class PacketRelay:
             reason = "refused by the gateway"
             return [Output(source, packets.render_open_failure(sender, refusal, reason))]
         self._opening[source][sender] = _Opening(kind, _read_target(kind, reader))
-        return [Output(source.other, payload)]
+        return [Output(source.other, _lower_packet_size(payload, fixed_part))]
 
     def _judge_open(self, kind: bytes, reader: Reader) -> int:
         """0, or why the client may not have this channel."""
@@ -432,7 +436,7 @@ class PacketRelay:
         channel = Channel(opening.kind, asker, opening.target, {asker: recipient, source: sender})
         self._channels[asker][recipient] = self._channels[source][sender] = channel
         self._observer.channel_opened(channel)
-        return [Output(asker, payload)]
+        return [Output(asker, _lower_packet_size(payload, reader.at))]
 
     def _open_failure(self, source: Leg, payload: bytes) -> list[Output]:
         reader = Reader(payload)
@@ -516,6 +520,16 @@ class PacketRelay:
 
 def _is_success(answer: bytes) -> bool:
     return answer[0] == packets.REQUEST_SUCCESS
+
+
+def _lower_packet_size(payload: bytes, end: int) -> bytes:
+    """The same, with the largest packet that its sender takes (the uint32 before `end`) no larger than a leg reads.
+
+    sshd sends as much at once as it is allowed, and a packet beyond the legs' own limit ends the connection.
+    """
+    if int.from_bytes(payload[end - 4 : end], "big") <= CHANNEL_PACKET_MAX:
+        return payload
+    return payload[: end - 4] + packets.render_uint32(CHANNEL_PACKET_MAX) + payload[end:]
 
 
 def _read_target(kind: bytes, reader: Reader) -> bytes:

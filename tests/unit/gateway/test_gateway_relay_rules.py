@@ -50,6 +50,21 @@ def with_session(relay: PacketRelay, client_id: int = 0, box_id: int = 7) -> Non
     passes(relay, BOX, confirm(client_id, box_id))
 
 
+def test_nobody_is_told_that_he_may_send_more_than_a_leg_reads() -> None:
+    """sshd fills a packet up to what the client says that it takes."""
+    relay, most = PacketRelay(), u(128 * 1024)
+    asked, confirmed = open_channel(b"session", 3), confirm(3, 7)
+    (opened,) = relay.receive(CLIENT, asked[:-4] + u(1 << 20))
+    assert opened == Output(BOX, asked[:-4] + most)
+    (answered,) = relay.receive(BOX, confirmed[:-4] + u(0xFFFFFFFF))
+    assert answered == Output(CLIENT, confirmed[:-4] + most)
+    # What stands behind it stays, and so does what is small enough.
+    rest = s(b"127.0.0.1") + u(80) + s(b"127.0.0.1") + u(1)
+    (opened,) = relay.receive(CLIENT, open_channel(b"direct-tcpip", 4)[:-4] + u(1 << 18) + rest)
+    assert opened.payload == open_channel(b"direct-tcpip", 4)[:-4] + most + rest
+    passes(relay, CLIENT, open_channel(b"session", 5)[:-4] + most)
+
+
 class TestGlobalRequests:
     def test_relayed_requests_are_answered_by_the_other_side(self) -> None:
         relay = PacketRelay()
