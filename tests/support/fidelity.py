@@ -69,7 +69,6 @@ class DirectSshd:
         text = (box.folder / "sshd_config").read_text()
         self._config.write_text(text.replace("AuthorizedKeysFile none", f"AuthorizedKeysFile {authorized}"))
         self._log = box.folder / "direct.log"
-        self._server: asyncio.Server | None = None
         self._children: list[subprocess.Popen[bytes]] = []
         self.port = 0
 

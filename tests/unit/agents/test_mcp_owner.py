@@ -117,7 +117,7 @@ def test_neither_root_nor_a_home_is_a_working_folder(tmp_path: Path) -> None:
     for cwd in ("/", str(home), str(tmp_path)):
         with pytest.raises(RunCodeError):
             require_local("x", {"HOME": str(home)}, cwd)
-    allowed = {"HOME": str(home), "RUNCODE_MCP_LOCAL": f"{home}/work:relative"}
-    assert require_local(f"{home}/work/x", allowed, "/") == f"{home}/work/x"
+    allowed = {"HOME": str(home), "RUNCODE_MCP_LOCAL": f"{home}/project:relative"}
+    assert require_local(f"{home}/project/x", allowed, "/") == f"{home}/project/x"
     with pytest.raises(RunCodeError):
         require_local("relative/x", allowed, str(tmp_path))

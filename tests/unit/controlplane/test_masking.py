@@ -56,7 +56,7 @@ SECRET = [
     (f"htpasswd -bc file ann {S}", "htpasswd -bc file ann [masked]"),
     (f"ssh-keygen -N {S} -f k", "ssh-keygen -N [masked] -f k"),
     (f"aws configure set aws_secret_access_key {S}", "aws configure set aws_secret_access_key [masked]"),
-    (f"npm config set //registry.npmjs.org/:_authToken {S}", "npm config set //registry.npmjs.org/:_authToken [masked]"),
+    (f"npm config set //packages.example.org/:_authToken {S}", "npm config set //packages.example.org/:_authToken [masked]"),
     (
         f"kubectl create secret generic db --from-literal=password={S}",
         "kubectl create secret generic db --from-literal=password=[masked]",
